@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+# Warnings, hardening and the functions by which the subdirectories declare tests and fuzz targets.
+
+option(PF_WERROR "Warnings are errors" OFF)
+option(PF_HARDEN "FORTIFY, stack protector, PIE and full RELRO" OFF)
+option(PF_FUZZ "Build the fuzz targets with libFuzzer (clang)" OFF)
+option(PF_COVERAGE "Instrument for gcov" OFF)
+set(PF_SANITIZE "" CACHE STRING "Value for -fsanitize=")
+
+set(CMAKE_POSITION_INDEPENDENT_CODE ON)
+
+add_compile_options(-Wall -Wextra -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Wvla -Wundef
+	-Wpointer-arith -Wwrite-strings -Wformat=2 -Wno-unused-parameter -Wno-missing-field-initializers
+	-fno-strict-aliasing -fno-common)
+add_compile_definitions(_GNU_SOURCE _FILE_OFFSET_BITS=64)
+include_directories("${CMAKE_SOURCE_DIR}" "${CMAKE_BINARY_DIR}/generated")
+
+if(PF_WERROR)
+	add_compile_options(-Werror)
+endif()
+if(PF_HARDEN)
+	# _FORTIFY_SOURCE wants optimisation; some compilers define a lower one themselves.
+	add_compile_options(-U_FORTIFY_SOURCE -D_FORTIFY_SOURCE=2 -fstack-protector-strong -fstack-clash-protection)
+	add_link_options(-Wl,-z,relro -Wl,-z,now -Wl,-z,noexecstack)
+	include(CheckPIESupported)
+	check_pie_supported()
+endif()
+if(PF_SANITIZE)
+	add_compile_options(-fsanitize=${PF_SANITIZE} -fno-omit-frame-pointer -fno-sanitize-recover=all)
+	add_link_options(-fsanitize=${PF_SANITIZE})
+endif()
+if(PF_FUZZ)
+	add_compile_options(-fsanitize=fuzzer-no-link)
+endif()
+if(PF_COVERAGE)
+	add_compile_options(--coverage -O0)
+	add_link_options(--coverage)
+endif()
+
+# pf_unit_test(NAME LIBS... ) builds test_NAME from test_NAME.c with cmocka and gives it the label "unit".
+function(pf_unit_test name)
+	add_executable(test_${name} test_${name}.c)
+	target_link_libraries(test_${name} PRIVATE ${ARGN} PkgConfig::CMOCKA)
+	add_test(NAME unit/${name} COMMAND test_${name})
+	set_tests_properties(unit/${name} PROPERTIES LABELS unit TIMEOUT 120)
+endfunction()
+
+# pf_fuzz_target(NAME LIBS...) builds fuzz_NAME from fuzz_NAME.c. In the fuzz preset it is a libFuzzer program;
+# elsewhere standalone.c runs it over corpus/NAME as a plain test.
+function(pf_fuzz_target name)
+	add_executable(fuzz_${name} fuzz_${name}.c)
+	target_link_libraries(fuzz_${name} PRIVATE ${ARGN})
+	if(PF_FUZZ)
+		target_link_options(fuzz_${name} PRIVATE -fsanitize=fuzzer)
+	else()
+		target_sources(fuzz_${name} PRIVATE standalone.c)
+		add_test(NAME fuzz/${name} COMMAND fuzz_${name} "${CMAKE_CURRENT_SOURCE_DIR}/corpus/${name}")
+		set_tests_properties(fuzz/${name} PROPERTIES LABELS unit TIMEOUT 120)
+	endif()
+endfunction()

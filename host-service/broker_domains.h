@@ -1,0 +1,43 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#pragma once
+/* Inside the broker: the table of libvirt's domains and what the service may ask about one. */
+#include "host-service/broker_protocol.h"
+#include "host-service/domain_xml.h"
+#include <libvirt/libvirt.h>
+
+typedef struct PfBrokerDomains PfBrokerDomains;
+
+/* emit() is called with each event about a domain; the message is the caller's. */
+PfBrokerDomains *pf_broker_domains_new(
+	void (*emit)(void *userdata, PfBrokerMessage *event), void *userdata);
+void pf_broker_domains_free(PfBrokerDomains *domains);
+
+/* Watches this connection's domains (a reference is taken) and reads all of them anew. FALSE:
+ * libvirt refused. */
+gboolean pf_broker_domains_attach(PfBrokerDomains *domains, virConnectPtr connection);
+/* Lets go of the connection; the table stays for comparison with the next one. */
+void pf_broker_domains_detach(PfBrokerDomains *domains);
+
+/* Reads a domain now, and emits what changed. */
+void pf_broker_domains_refresh(PfBrokerDomains *domains, const char *uuid);
+
+/* The domain as it was last read, or NULL. */
+const PfDomain *pf_broker_domains_find(const PfBrokerDomains *domains, const char *uuid);
+
+/* Why a domain with this definition cannot be fused (g_free), its disks' file systems included;
+ * NULL when it can. */
+char *pf_broker_domains_refusal(const PfDomainXml *xml);
+
+/* As virsh says it. */
+const char *pf_broker_domains_state_name(int state);
+
+/*
+ * The requests (broker_requests.c); connection is NULL while libvirt is away. Errors are those that
+ * broker.h promises for them.
+ */
+int pf_broker_serve_userfaultfd(GError **error);
+int pf_broker_serve_channel(const PfBrokerDomains *domains, const char *uuid, GError **error);
+gboolean pf_broker_serve_translate(const PfBrokerDomains *domains, virConnectPtr connection,
+	const PfBrokerRequest *request, PfHva *hvas, GError **error);
+gboolean pf_broker_serve_set_enabled(PfBrokerDomains *domains, virConnectPtr connection,
+	const PfBrokerConfig *config, const char *vm, gboolean enabled, GError **error);

@@ -1,0 +1,174 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * The checks and the packets of the broker's socket. Both structs are plain memory, so the checks
+ * are about what a wrong or hostile peer could put there: text without an end, counts beyond the
+ * arrays, numbers that overflow when they are added or shifted.
+ */
+#include "host-service/broker_protocol.h"
+#include <errno.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+bool pf_broker_is_uuid(const char *text)
+{
+	size_t i;
+
+	for (i = 0; i < PF_UUID_TEXT - 1; i++) {
+		bool dash = i == 8 || i == 13 || i == 18 || i == 23;
+
+		if (dash ? text[i] != '-' : !g_ascii_isxdigit(text[i]))
+			return false;
+	}
+	return text[i] == 0;
+}
+
+static bool ends(const char *text, size_t room)
+{
+	return memchr(text, 0, room) != NULL;
+}
+
+/* Text goes into log lines and error messages, so a control character has no business there. */
+static bool is_printable(const char *text, size_t room)
+{
+	if (!ends(text, room) || !g_utf8_validate(text, -1, NULL))
+		return false;
+	for (const char *p = text; *p; p = g_utf8_next_char(p))
+		if (g_unichar_iscntrl(g_utf8_get_char(p)))
+			return false;
+	return true;
+}
+
+static bool ranges_are_valid(const PfBrokerRequest *request)
+{
+	if (request->n_ranges == 0 || request->n_ranges > PF_SESSION_MAX_RAM_RANGES)
+		return false;
+	for (size_t i = 0; i < request->n_ranges; i++) {
+		const PfGuestRange *range = &request->ranges[i];
+
+		if (range->n_pages == 0 || range->n_pages > PF_BROKER_MAX_GFN ||
+			range->first.v > PF_BROKER_MAX_GFN - range->n_pages)
+			return false;
+	}
+	return true;
+}
+
+bool pf_broker_check_request(const PfBrokerRequest *request, size_t size, size_t n_fds)
+{
+	if (size != sizeof(*request) || n_fds != 0)
+		return false;
+	if (request->magic != PF_BROKER_MAGIC || request->id == 0)
+		return false;
+	if (!is_printable(request->vm, sizeof(request->vm)))
+		return false;
+	switch (request->type) {
+	case PF_BROKER_OPEN_USERFAULTFD:
+		return true;
+	case PF_BROKER_OPEN_CHANNEL:
+		return pf_broker_is_uuid(request->vm);
+	case PF_BROKER_TRANSLATE:
+		return pf_broker_is_uuid(request->vm) && ranges_are_valid(request);
+	case PF_BROKER_SET_ENABLED:
+		return request->vm[0] != 0 && request->enabled <= 1;
+	default:
+		return false;
+	}
+}
+
+static bool domain_is_valid(const PfDomain *domain)
+{
+	return pf_broker_is_uuid(domain->uuid) && ends(domain->name, sizeof(domain->name)) &&
+	       ends(domain->group, sizeof(domain->group)) &&
+	       ends(domain->state, sizeof(domain->state)) &&
+	       ends(domain->refusal, sizeof(domain->refusal)) &&
+	       ends(domain->channel, sizeof(domain->channel)) && domain->pid >= 0;
+}
+
+bool pf_broker_check_message(const PfBrokerMessage *message, size_t size)
+{
+	if (size != sizeof(*message) || message->magic != PF_BROKER_MAGIC)
+		return false;
+	if (!ends(message->text, sizeof(message->text)))
+		return false;
+	switch (message->type) {
+	case PF_BROKER_ANSWER:
+		return message->id != 0 && message->n_hvas <= PF_SESSION_MAX_RAM_RANGES;
+	case PF_BROKER_DOMAIN:
+		return domain_is_valid(&message->body.domain);
+	case PF_BROKER_GONE:
+		return ends(message->body.domain.uuid, PF_UUID_TEXT) &&
+		       pf_broker_is_uuid(message->body.domain.uuid);
+	case PF_BROKER_CONNECTED:
+	case PF_BROKER_LIBVIRT_AWAY:
+		return true;
+	default:
+		return false;
+	}
+}
+
+int pf_broker_send(int socket, const void *packet, size_t size, int fd)
+{
+	union {
+		struct cmsghdr header;
+		char room[CMSG_SPACE(sizeof(int))];
+	} control = {0};
+	struct iovec iov = {.iov_base = (void *)packet, .iov_len = size};
+	struct msghdr message = {.msg_iov = &iov, .msg_iovlen = 1};
+	ssize_t n;
+
+	if (fd >= 0) {
+		message.msg_control = &control;
+		message.msg_controllen = sizeof(control);
+		control.header.cmsg_level = SOL_SOCKET;
+		control.header.cmsg_type = SCM_RIGHTS;
+		control.header.cmsg_len = CMSG_LEN(sizeof(int));
+		memcpy(CMSG_DATA(&control.header), &fd, sizeof(int));
+	}
+	do
+		n = sendmsg(socket, &message, MSG_NOSIGNAL);
+	while (n < 0 && errno == EINTR);
+	return n < 0 ? -errno : 0;
+}
+
+/* Keeps the first descriptor of the packet and closes the others. */
+static void take_fds(struct msghdr *message, int *fd, size_t *n_fds)
+{
+	for (struct cmsghdr *c = CMSG_FIRSTHDR(message); c; c = CMSG_NXTHDR(message, c)) {
+		if (c->cmsg_level != SOL_SOCKET || c->cmsg_type != SCM_RIGHTS)
+			continue;
+		for (size_t i = 0; i < (c->cmsg_len - CMSG_LEN(0)) / sizeof(int); i++) {
+			int received;
+
+			memcpy(&received, CMSG_DATA(c) + i * sizeof(int), sizeof(int));
+			if ((*n_fds)++ == 0)
+				*fd = received;
+			else
+				close(received);
+		}
+	}
+}
+
+ssize_t pf_broker_receive(int socket, void *packet, size_t size, int *fd, size_t *n_fds)
+{
+	union {
+		struct cmsghdr header;
+		char room[CMSG_SPACE(4 * sizeof(int))];
+	} control = {0};
+	struct iovec iov = {.iov_base = packet, .iov_len = size};
+	struct msghdr message = {
+		.msg_iov = &iov,
+		.msg_iovlen = 1,
+		.msg_control = &control,
+		.msg_controllen = sizeof(control),
+	};
+	ssize_t n;
+
+	*fd = -1;
+	*n_fds = 0;
+	do
+		n = recvmsg(socket, &message, MSG_CMSG_CLOEXEC | MSG_TRUNC);
+	while (n < 0 && errno == EINTR);
+	if (n < 0)
+		return -errno;
+	take_fds(&message, fd, n_fds);
+	return n;
+}

@@ -1,0 +1,84 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#pragma once
+/*
+ * What the service and its broker say to each other: one struct a packet over a SOCK_SEQPACKET
+ * socket pair, at most one descriptor with it. Both ends are the same binary, so there is no
+ * version. The service asks, each request gets one answer with its id; events come at any time. The
+ * broker takes the service for hostile: pf_broker_check_request() is the only way in.
+ */
+#include "host-service/broker.h"
+#include <assert.h>
+#include <stdbool.h>
+
+#define PF_BROKER_MAGIC     0x31424650u  /* "PFB1" */
+#define PF_BROKER_MAX_GFN   (1ull << 40) /* 52 bits of guest-physical address */
+#define PF_BROKER_MAX_VM    256          /* bytes of a name or UUID, with the final 0 */
+#define PF_BROKER_MAX_TEXT  512          /* bytes of a message, with the final 0 */
+#define PF_BROKER_MAX_QUEUE 4096 /* requests that wait in the service for room in the socket */
+
+typedef enum PfBrokerRequestType {
+	PF_BROKER_OPEN_USERFAULTFD = 1, /* answer: a descriptor */
+	PF_BROKER_OPEN_CHANNEL = 2,     /* vm: a UUID; answer: a descriptor */
+	PF_BROKER_TRANSLATE = 3,        /* vm: a UUID, ranges; answer: hvas, as many */
+	PF_BROKER_SET_ENABLED = 4,      /* vm: a name or UUID, enabled */
+} PfBrokerRequestType;
+
+/* What a request has no use for is zero. */
+typedef struct PfBrokerRequest {
+	uint32_t magic;
+	uint32_t type; /* PfBrokerRequestType */
+	uint64_t id;   /* chosen by the service, never 0 */
+	uint32_t enabled;
+	uint32_t n_ranges;
+	char vm[PF_BROKER_MAX_VM];
+	PfGuestRange ranges[PF_SESSION_MAX_RAM_RANGES];
+} PfBrokerRequest;
+static_assert(sizeof(PfBrokerRequest) == 24 + 256 + 64 * 16, "wire");
+
+typedef enum PfBrokerMessageType {
+	PF_BROKER_ANSWER = 64,       /* id, error and text; or hvas, or a descriptor */
+	PF_BROKER_DOMAIN = 65,       /* domain: changed or new */
+	PF_BROKER_GONE = 66,         /* domain.uuid alone */
+	PF_BROKER_CONNECTED = 67,    /* libvirt came */
+	PF_BROKER_LIBVIRT_AWAY = 68, /* text: the reason */
+} PfBrokerMessageType;
+
+/* An answer or an event. */
+typedef struct PfBrokerMessage {
+	uint32_t magic;
+	uint32_t type; /* PfBrokerMessageType */
+	uint64_t id;   /* of the request; 0 in events */
+	int32_t error; /* GIOErrorEnum, or -1: none */
+	uint32_t n_hvas;
+	char text[PF_BROKER_MAX_TEXT];
+	union {
+		PfHva hvas[PF_SESSION_MAX_RAM_RANGES];
+		PfDomain domain;
+	} body;
+} PfBrokerMessage;
+
+/*
+ * Whether size bytes with n_fds descriptors are a request that the broker may act on: right size
+ * and type, text that ends and is UTF-8 without control characters, a UUID where one is due, ranges
+ * inside guest-physical space.
+ */
+bool pf_broker_check_request(const PfBrokerRequest *request, size_t size, size_t n_fds);
+
+/* The same for what the broker sends: the sizes, the types, and that all text ends. */
+bool pf_broker_check_message(const PfBrokerMessage *message, size_t size);
+
+/* Whether text is a UUID in the form that libvirt prints. */
+bool pf_broker_is_uuid(const char *text);
+
+/*
+ * Sends one packet; fd goes with it unless it is -1 (it is not consumed). 0, -EAGAIN when the
+ * socket is nonblocking and full, or another -errno.
+ */
+int pf_broker_send(int socket, const void *packet, size_t size, int fd);
+
+/*
+ * Receives one packet of at most size bytes. Returns its length (more than size: it was cut), 0 at
+ * the end of the stream, or -errno. *fd: the descriptor that came with it (the caller owns it), or
+ * -1. *n_fds counts what came, but only one is kept.
+ */
+ssize_t pf_broker_receive(int socket, void *packet, size_t size, int *fd, size_t *n_fds);

@@ -1,0 +1,275 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * What the broker does for the service. Only a running domain with the flag gets its channel opened
+ * or its memory looked up: a service that a guest has taken over reaches no other VM through here,
+ * and turning the flag on takes effect only when that VM is started anew.
+ *
+ * Guest memory is linear in QEMU between the ends of a range that the guest names, or the range is
+ * not translated. The guest's numbers were checked by pf_broker_check_request(); whether there is
+ * RAM in the middle, and whether it is the guest's own, the shim checks for each order.
+ */
+#include "host-service/broker_domains.h"
+#include "host-service/qemu_process.h"
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <libvirt/libvirt-qemu.h>
+#include <libvirt/virterror.h>
+
+int pf_broker_serve_userfaultfd(GError **error)
+{
+	int fd = open("/dev/userfaultfd", O_RDWR | O_CLOEXEC), code = errno;
+
+	if (fd >= 0)
+		return fd;
+	if (code == ENOENT)
+		g_set_error_literal(error, G_IO_ERROR, G_IO_ERROR_NOT_SUPPORTED,
+			"this kernel has no /dev/userfaultfd: page fusion needs Linux 6.8 or newer "
+			"with "
+			"CONFIG_USERFAULTFD (on Debian 12: linux-image-amd64 from "
+			"bookworm-backports)");
+	else
+		g_set_error(error, G_IO_ERROR, g_io_error_from_errno(code),
+			"/dev/userfaultfd cannot be opened (%s): run pagefusiond as root",
+			g_strerror(code));
+	return -1;
+}
+
+static const PfDomain *find_fusing(const PfBrokerDomains *domains, const char *uuid, GError **error)
+{
+	const PfDomain *domain = pf_broker_domains_find(domains, uuid);
+
+	if (domain && domain->active && domain->enabled)
+		return domain;
+	if (domain)
+		g_set_error(error, G_IO_ERROR, G_IO_ERROR_NOT_SUPPORTED,
+			"VM %s does not run with page fusion turned on", domain->name);
+	else
+		g_set_error(error, G_IO_ERROR, G_IO_ERROR_NOT_FOUND,
+			"there is no VM with the UUID %s", uuid);
+	return NULL;
+}
+
+int pf_broker_serve_channel(const PfBrokerDomains *domains, const char *uuid, GError **error)
+{
+	const PfDomain *domain = find_fusing(domains, uuid, error);
+
+	if (!domain)
+		return -1;
+	if (!domain->channel[0]) {
+		g_set_error(error, G_IO_ERROR, G_IO_ERROR_NOT_FOUND,
+			"VM %s has no channel " PF_DOMAIN_CHANNEL
+			": shut it down and turn page fusion on again",
+			domain->name);
+		return -1;
+	}
+	return pf_qemu_connect(domain->channel, domain->pid, error);
+}
+
+/* Sets error to what libvirt said last, with its line ends made spaces; what is a sentence's start.
+ */
+static void set_libvirt_error(GError **error, GIOErrorEnum code, const char *what, const char *name)
+{
+	g_autofree char *reason = g_strdup(virGetLastErrorMessage());
+
+	g_strdelimit(g_strchomp(reason), "\r\n", ' ');
+	g_set_error(error, G_IO_ERROR, code, "%s %s: %s", what, name, reason);
+}
+
+static void set_away(GError **error)
+{
+	g_set_error_literal(error, G_IO_ERROR, G_IO_ERROR_NOT_CONNECTED,
+		"libvirt does not answer: start libvirtd or virtqemud, then try again");
+}
+
+/* Where a page lies: v = 0 when it is no RAM. FALSE: the monitor could not be asked. */
+static gboolean ask_hva(virDomainPtr handle, uint64_t gpa, PfHva *hva)
+{
+	g_autofree char *command = g_strdup_printf("gpa2hva 0x%" PRIx64, gpa);
+	char *reply = NULL;
+
+	if (virDomainQemuMonitorCommand(
+		    handle, command, &reply, VIR_DOMAIN_QEMU_MONITOR_COMMAND_HMP) < 0)
+		return FALSE;
+	if (!pf_qemu_parse_gpa2hva(reply, gpa, hva))
+		hva->v = 0;
+	free(reply);
+	return TRUE;
+}
+
+static gboolean ask_range(virDomainPtr handle, const PfGuestRange *range, PfHva *hva)
+{
+	uint64_t first = range->first.v << PF_PAGE_SHIFT;
+	uint64_t distance = (range->n_pages - 1) << PF_PAGE_SHIFT;
+	PfHva last;
+
+	if (!ask_hva(handle, first, hva))
+		return FALSE;
+	if (hva->v == 0 || distance == 0)
+		return TRUE;
+	if (!ask_hva(handle, first + distance, &last))
+		return FALSE;
+	if (last.v < hva->v || last.v - hva->v != distance)
+		hva->v = 0;
+	return TRUE;
+}
+
+gboolean pf_broker_serve_translate(const PfBrokerDomains *domains, virConnectPtr connection,
+	const PfBrokerRequest *request, PfHva *hvas, GError **error)
+{
+	const PfDomain *domain = find_fusing(domains, request->vm, error);
+	virDomainPtr handle;
+	gboolean asked = TRUE;
+
+	if (!domain)
+		return FALSE;
+	if (!connection) {
+		set_away(error);
+		return FALSE;
+	}
+	handle = virDomainLookupByUUIDString(connection, request->vm);
+	for (uint32_t i = 0; handle && asked && i < request->n_ranges; i++)
+		asked = ask_range(handle, &request->ranges[i], &hvas[i]);
+	if (!handle || !asked)
+		set_libvirt_error(error, G_IO_ERROR_FAILED,
+			"QEMU's monitor does not say where the memory lies of VM", domain->name);
+	if (handle)
+		virDomainFree(handle);
+	return handle && asked;
+}
+
+/* Finds by UUID, then by name; the caller frees. */
+static virDomainPtr find_vm(virConnectPtr connection, const char *vm, GError **error)
+{
+	virDomainPtr by_uuid =
+		pf_broker_is_uuid(vm) ? virDomainLookupByUUIDString(connection, vm) : NULL;
+	virDomainPtr by_name = virDomainLookupByName(connection, vm);
+
+	if (by_uuid && by_name) {
+		virDomainFree(by_uuid);
+		virDomainFree(by_name);
+		g_set_error(error, G_IO_ERROR, G_IO_ERROR_FAILED,
+			"%s is the UUID of one VM and the name of another: rename the other one",
+			vm);
+		return NULL;
+	}
+	if (by_uuid || by_name)
+		return by_uuid ? by_uuid : by_name;
+	if (virGetLastErrorCode() == VIR_ERR_NO_DOMAIN)
+		g_set_error(error, G_IO_ERROR, G_IO_ERROR_NOT_FOUND,
+			"there is no VM %s: see 'pagefusionctl list vms'", vm);
+	else
+		set_libvirt_error(error, G_IO_ERROR_FAILED, "libvirt cannot look up VM", vm);
+	return NULL;
+}
+
+static gboolean may_change(virDomainPtr handle, GError **error)
+{
+	const char *name = virDomainGetName(handle);
+	int state = VIR_DOMAIN_NOSTATE;
+
+	if (virDomainIsPersistent(handle) == 0) {
+		g_set_error(error, G_IO_ERROR, G_IO_ERROR_NOT_SUPPORTED,
+			"VM %s is transient: page fusion is turned on in a persistent definition, "
+			"make "
+			"one with virsh define",
+			name);
+		return FALSE;
+	}
+	if (virDomainGetState(handle, &state, NULL, 0) < 0) {
+		set_libvirt_error(error, G_IO_ERROR_FAILED, "libvirt cannot read VM", name);
+		return FALSE;
+	}
+	if (state != VIR_DOMAIN_SHUTOFF) {
+		g_set_error(error, G_IO_ERROR, G_IO_ERROR_BUSY,
+			"VM %s is %s: page fusion can only be turned on or off while it is shut "
+			"off; "
+			"shut it down first (virsh shutdown %s)",
+			name, pf_broker_domains_state_name(state), name);
+		return FALSE;
+	}
+	if (virDomainHasManagedSaveImage(handle, 0) == 1) {
+		g_set_error(error, G_IO_ERROR, G_IO_ERROR_BUSY,
+			"VM %s has a saved state: page fusion can only be turned on or off while "
+			"it is "
+			"shut off; start it and shut it down first, or drop the state (virsh "
+			"managedsave-remove %s)",
+			name, name);
+		return FALSE;
+	}
+	return TRUE;
+}
+
+static gboolean edit(PfDomainXml *xml, const PfBrokerConfig *config, const char *name,
+	gboolean enabled, gboolean *changed, GError **error)
+{
+	g_autofree char *refusal = enabled ? pf_broker_domains_refusal(xml) : NULL;
+
+	if (refusal) {
+		g_set_error(
+			error, G_IO_ERROR, G_IO_ERROR_NOT_SUPPORTED, "VM %s: %s", name, refusal);
+		return FALSE;
+	}
+	*changed = enabled ? pf_domain_xml_enable(xml, config->shim_path, config->shim_socket)
+			   : pf_domain_xml_disable(xml);
+	return TRUE;
+}
+
+static gboolean define(virDomainPtr handle, const PfDomainXml *xml, GError **error)
+{
+	g_autofree char *text = pf_domain_xml_format(xml);
+	virDomainPtr defined = virDomainDefineXML(virDomainGetConnect(handle), text);
+
+	if (!defined) {
+		set_libvirt_error(error, G_IO_ERROR_FAILED,
+			"libvirt refuses the new definition and keeps the old one of VM",
+			virDomainGetName(handle));
+		return FALSE;
+	}
+	virDomainFree(defined);
+	return TRUE;
+}
+
+static gboolean change_definition(
+	virDomainPtr handle, const PfBrokerConfig *config, gboolean enabled, GError **error)
+{
+	const char *name = virDomainGetName(handle);
+	g_autoptr(PfDomainXml) xml = NULL;
+	gboolean changed = FALSE;
+	char *text;
+
+	if (!may_change(handle, error))
+		return FALSE;
+	text = virDomainGetXMLDesc(handle, VIR_DOMAIN_XML_INACTIVE | VIR_DOMAIN_XML_SECURE);
+	if (!text) {
+		set_libvirt_error(error, G_IO_ERROR_FAILED, "libvirt cannot read VM", name);
+		return FALSE;
+	}
+	xml = pf_domain_xml_new(text, error);
+	free(text);
+	if (!xml || !edit(xml, config, name, enabled, &changed, error))
+		return FALSE;
+	return !changed || define(handle, xml, error);
+}
+
+gboolean pf_broker_serve_set_enabled(PfBrokerDomains *domains, virConnectPtr connection,
+	const PfBrokerConfig *config, const char *vm, gboolean enabled, GError **error)
+{
+	virDomainPtr handle;
+	char uuid[VIR_UUID_STRING_BUFLEN];
+	gboolean done;
+
+	if (!connection) {
+		set_away(error);
+		return FALSE;
+	}
+	handle = find_vm(connection, vm, error);
+	if (!handle)
+		return FALSE;
+	done = change_definition(handle, config, enabled, error);
+	/* So that the service knows before it gets the answer. */
+	if (done && virDomainGetUUIDString(handle, uuid) == 0)
+		pf_broker_domains_refresh(domains, uuid);
+	virDomainFree(handle);
+	return done;
+}

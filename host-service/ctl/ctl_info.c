@@ -1,0 +1,181 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * showvminfo: for people, lines of "Name: value", where what a VM that does not run cannot have is
+ * left out; for scripts, key=value lines with the keys of the D-Bus interface: text and flags in
+ * quotes, numbers bare.
+ */
+#include "host-service/ctl/client.h"
+#include "host-service/ctl/output.h"
+#include <inttypes.h>
+
+#define LABEL_WIDTH 20
+
+static void print_line(FILE *out, const char *label, const char *raw)
+{
+	g_autofree char *value = pf_ctl_escape(raw, PF_CTL_PLAIN);
+
+	pf_ctl_write_padded(out, label, LABEL_WIDTH);
+	fprintf(out, " %s\n", value);
+}
+
+static void print_text(
+	FILE *out, GVariantDict *vm, const char *label, const char *key, const char *if_empty)
+{
+	const char *value = "";
+
+	g_variant_dict_lookup(vm, key, "&s", &value);
+	if (value[0] == '\0')
+		value = if_empty;
+	if (value)
+		print_line(out, label, value);
+}
+
+static gboolean flag(GVariantDict *vm, const char *key)
+{
+	gboolean value = FALSE;
+
+	g_variant_dict_lookup(vm, key, "b", &value);
+	return value;
+}
+
+static void print_number(
+	FILE *out, GVariantDict *vm, const char *label, const char *key, const char *unit)
+{
+	guint64 value = 0;
+	g_autofree char *text = NULL;
+
+	g_variant_dict_lookup(vm, key, "t", &value);
+	text = g_strdup_printf("%" PRIu64 " %s", value, unit);
+	print_line(out, label, text);
+}
+
+static void print_maps(FILE *out, GVariantDict *vm)
+{
+	guint64 maps = 0;
+	guint64 budget = 0;
+	g_autofree char *text = NULL;
+
+	g_variant_dict_lookup(vm, "maps", "t", &maps);
+	g_variant_dict_lookup(vm, "maps-budget", "t", &budget);
+	text = g_strdup_printf("%" PRIu64 " of %" PRIu64, maps, budget);
+	print_line(out, "Memory maps:", text);
+}
+
+static void print_refused(FILE *out, GVariantDict *vm)
+{
+	g_autoptr(GVariant) refused =
+		g_variant_dict_lookup_value(vm, "refused", G_VARIANT_TYPE("a{st}"));
+	g_autoptr(GString) text = g_string_new(NULL);
+	GVariantIter iter;
+	const char *reason;
+	guint64 pages;
+
+	if (!refused)
+		return;
+	g_variant_iter_init(&iter, refused);
+	while (g_variant_iter_next(&iter, "{&st}", &reason, &pages))
+		g_string_append_printf(text, "%s%s %" PRIu64, text->len ? ", " : "", reason, pages);
+	print_line(out, "Refused pages:", text->len ? text->str : "none");
+}
+
+static void print_running(FILE *out, GVariantDict *vm)
+{
+	print_line(out, "VM library:", flag(vm, "shim-connected") ? "connected" : "not connected");
+	print_text(out, vm, "Guest agent:", "agent-version", "not heard of");
+	print_text(out, vm, "Guest kernel:", "kernel", "unknown");
+	print_number(out, vm, "Hinted:", "hinted", "pages");
+	print_number(out, vm, "Fused:", "fused", "pages");
+	print_number(out, vm, "Shared:", "shared-kib", "kB");
+	print_number(out, vm, "Runs:", "runs", "pieces");
+	print_number(out, vm, "Revoked:", "revoked", "pages");
+	print_number(out, vm, "Discarded:", "discarded", "pages");
+	print_refused(out, vm);
+	print_maps(out, vm);
+}
+
+static void print_info(FILE *out, GVariant *description)
+{
+	g_auto(GVariantDict) vm = G_VARIANT_DICT_INIT(description);
+
+	print_text(out, &vm, "Name:", "name", "");
+	print_text(out, &vm, "UUID:", "uuid", "");
+	print_text(out, &vm, "Group:", "group", "");
+	print_text(out, &vm, "State:", "state", "");
+	print_number(out, &vm, "Memory size:", "memory-kib", "kB");
+	print_line(out, "Page Fusion:", flag(&vm, "pagefusion") ? "enabled" : "disabled");
+	print_text(out, &vm, "Not fusing because:", "reason", NULL);
+	if (flag(&vm, "active"))
+		print_running(out, &vm);
+}
+
+static void print_pair(FILE *out, const char *raw_key, GVariant *value)
+{
+	g_autofree char *key = pf_ctl_escape(raw_key, PF_CTL_PLAIN);
+	g_autofree char *text = NULL;
+
+	if (g_variant_is_of_type(value, G_VARIANT_TYPE_UINT64)) {
+		fprintf(out, "%s=%" PRIu64 "\n", key, g_variant_get_uint64(value));
+	} else if (g_variant_is_of_type(value, G_VARIANT_TYPE_BOOLEAN)) {
+		fprintf(out, "%s=\"%s\"\n", key, g_variant_get_boolean(value) ? "on" : "off");
+	} else if (g_variant_is_of_type(value, G_VARIANT_TYPE_STRING)) {
+		text = pf_ctl_escape(g_variant_get_string(value, NULL), PF_CTL_QUOTED);
+		fprintf(out, "%s=%s\n", key, text);
+	}
+}
+
+static void print_refused_pairs(FILE *out, GVariantDict *vm)
+{
+	g_autoptr(GVariant) refused =
+		g_variant_dict_lookup_value(vm, "refused", G_VARIANT_TYPE("a{st}"));
+	GVariantIter iter;
+	const char *reason;
+	guint64 pages;
+
+	if (!refused)
+		return;
+	g_variant_iter_init(&iter, refused);
+	while (g_variant_iter_next(&iter, "{&st}", &reason, &pages)) {
+		g_autofree char *key = g_strdup_printf("refused-%s", reason);
+		g_autoptr(GVariant) value = g_variant_ref_sink(g_variant_new_uint64(pages));
+
+		print_pair(out, key, value);
+	}
+}
+
+static void print_machine_readable(FILE *out, GVariant *description)
+{
+	static const char *const keys[] = {"name", "uuid", "group", "state", "memory-kib",
+		"pagefusion", "active", "reason", "shim-connected", "agent-version", "kernel",
+		"hinted", "fused", "shared-kib", "runs", "revoked", "discarded", "maps",
+		"maps-budget"};
+	g_auto(GVariantDict) vm = G_VARIANT_DICT_INIT(description);
+
+	for (size_t i = 0; i < G_N_ELEMENTS(keys); i++) {
+		g_autoptr(GVariant) value = g_variant_dict_lookup_value(&vm, keys[i], NULL);
+
+		if (value)
+			print_pair(out, keys[i], value);
+	}
+	print_refused_pairs(out, &vm);
+}
+
+PfCtlExit pf_ctl_show_vm_info(PfCtl *ctl)
+{
+	PfCtlExit code = PF_CTL_OK;
+	g_autoptr(PfDbusManager) manager = pf_ctl_connect(ctl, &code);
+	g_autoptr(GVariant) vm = NULL;
+	g_autoptr(GError) error = NULL;
+
+	if (!manager)
+		return code;
+	if (!pf_dbus_manager_call_get_vm_sync(
+		    manager, ctl->args[0], pf_ctl_no_options(), &vm, NULL, &error))
+		return pf_ctl_call_failed(ctl, error);
+	if (ctl->options.json)
+		pf_ctl_write_json(ctl->out, json_gvariant_serialize(vm));
+	else if (ctl->options.machine_readable)
+		print_machine_readable(ctl->out, vm);
+	else
+		print_info(ctl->out, vm);
+	return PF_CTL_OK;
+}

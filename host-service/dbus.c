@@ -1,0 +1,586 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * The D-Bus interface org.pagefusion1.Manager.
+ *
+ * The object is registered with the introspection data that gdbus-codegen makes of
+ * org.pagefusion1.xml and a table of handlers of our own, so that properties are read from the
+ * service when they are asked for and nothing has to be kept up to date. GDBus has checked the
+ * signature of a call before it comes here; what strings and dictionaries contain is checked here.
+ *
+ * Three of the methods read and answer at once. ModifyVM goes through two asynchronous steps: who
+ * is the caller (on a bus; the bus policy keeps others away as well, this holds where a policy file
+ * is missing or too generous), then the broker edits the definition. The first step ends with the
+ * front, by its cancellable; the second needs nothing of the front any more.
+ *
+ * The bus refuses text that is not UTF-8, so what comes from elsewhere goes through text().
+ */
+#include "host-service/dbus.h"
+#include "host-service/dbus_names.h"
+#include "host-service/metrics.h"
+#include "host-service/org.pagefusion1.h"
+#include "pagefusion-version.h"
+#include <assert.h>
+#include <string.h>
+
+typedef enum PfDbusError {
+	PF_DBUS_E_NO_SUCH_VM,
+	PF_DBUS_E_VM_NOT_SHUT_OFF,
+	PF_DBUS_E_REFUSED,
+	PF_DBUS_E_INVALID_ARGUMENT,
+	PF_DBUS_E_NO_LIBVIRT,
+	PF_DBUS_E_FAILED,
+	PF_DBUS_N_ERRORS
+} PfDbusError;
+
+static const GDBusErrorEntry error_entries[] = {
+	{PF_DBUS_E_NO_SUCH_VM, PF_DBUS_ERROR_NO_SUCH_VM},
+	{PF_DBUS_E_VM_NOT_SHUT_OFF, PF_DBUS_ERROR_VM_NOT_SHUT_OFF},
+	{PF_DBUS_E_REFUSED, PF_DBUS_ERROR_REFUSED},
+	{PF_DBUS_E_INVALID_ARGUMENT, PF_DBUS_ERROR_INVALID_ARGUMENT},
+	{PF_DBUS_E_NO_LIBVIRT, PF_DBUS_ERROR_NO_LIBVIRT},
+	{PF_DBUS_E_FAILED, PF_DBUS_ERROR_FAILED},
+};
+static_assert(G_N_ELEMENTS(error_entries) == PF_DBUS_N_ERRORS, "a name for each error");
+
+static const char *const refusal_names[] = {
+	[PF_SHIM_DONE] = "done", /* never counted */
+	[PF_SHIM_DIFFERENT] = "different",
+	[PF_SHIM_BUSY] = "busy",
+	[PF_SHIM_NOT_PRESENT] = "not-present",
+	[PF_SHIM_WRITTEN] = "written",
+	[PF_SHIM_NO_MAPS] = "no-maps",
+	[PF_SHIM_NOT_RAM] = "not-ram",
+	[PF_SHIM_NOT_PRIVATE] = "not-private",
+	[PF_SHIM_NO_FRAME] = "no-frame",
+	[PF_SHIM_STOPPED] = "stopped",
+	[PF_SHIM_FAILED] = "failed",
+};
+static_assert(G_N_ELEMENTS(refusal_names) == PF_SHIM_N_RESULTS, "a name for each result");
+
+struct PfDbusFront {
+	PfService *service;
+	void (*failed)(const char *message, void *userdata); /* NULL: said already, or none */
+	void *userdata;
+	guint owner;                 /* of the name, 0 when there is none */
+	GDBusConnection *connection; /* where the object is registered, NULL before */
+	guint object;                /* registration, 0 before */
+	GCancellable *cancellable;   /* ends with the front */
+};
+
+#define PF_DBUS_ERROR (dbus_error_quark())
+
+static GQuark dbus_error_quark(void)
+{
+	static gsize quark;
+
+	g_dbus_error_register_error_domain(
+		"pf-dbus-error", &quark, error_entries, G_N_ELEMENTS(error_entries));
+	return (GQuark)quark;
+}
+
+static GVariant *text(const char *string)
+{
+	return g_variant_new_take_string(g_utf8_make_valid(string, -1));
+}
+
+static void put_text(GVariantDict *dict, const char *key, const char *string)
+{
+	g_variant_dict_insert_value(dict, key, text(string));
+}
+
+static void put_number(GVariantDict *dict, const char *key, uint64_t number)
+{
+	g_variant_dict_insert_value(dict, key, g_variant_new_uint64(number));
+}
+
+static void put_flag(GVariantDict *dict, const char *key, gboolean flag)
+{
+	g_variant_dict_insert_value(dict, key, g_variant_new_boolean(flag != FALSE));
+}
+
+static GVariant *refusals(const PfFusionVmStats *stats)
+{
+	GVariantBuilder builder;
+
+	g_variant_builder_init(&builder, G_VARIANT_TYPE("a{st}"));
+	for (unsigned i = PF_SHIM_DONE + 1; i < PF_SHIM_N_RESULTS; i++) {
+		if (stats->refused[i] > 0)
+			g_variant_builder_add(
+				&builder, "{st}", refusal_names[i], stats->refused[i]);
+	}
+	return g_variant_builder_end(&builder);
+}
+
+/* The dictionary of a VM; a floating reference. */
+static GVariant *describe_vm(const PfVmView *vm)
+{
+	const PfFusionVmStats *stats = &vm->stats;
+	GVariantDict dict;
+
+	g_variant_dict_init(&dict, NULL);
+	put_text(&dict, "uuid", vm->domain->uuid);
+	put_text(&dict, "name", vm->domain->name);
+	put_text(&dict, "group", vm->domain->group);
+	put_text(&dict, "state", vm->domain->state);
+	put_flag(&dict, "pagefusion", vm->domain->enabled);
+	put_flag(&dict, "active", vm->domain->active);
+	put_number(&dict, "memory-kib", vm->domain->memory_pages * (PF_PAGE_SIZE / 1024));
+	put_text(&dict, "reason", vm->reason);
+	put_text(&dict, "agent-version", vm->agent_version);
+	put_text(&dict, "kernel", vm->kernel);
+	put_flag(&dict, "shim-connected", vm->shim_connected);
+	put_number(&dict, "hinted", stats->hinted);
+	put_number(&dict, "fused", stats->fused);
+	put_number(&dict, "shared-kib", stats->shared * (PF_PAGE_SIZE / 1024));
+	put_number(&dict, "runs", stats->runs);
+	put_number(&dict, "revoked", stats->revoked);
+	put_number(&dict, "maps", vm->shim.maps);
+	put_number(&dict, "maps-budget", vm->shim.maps_budget);
+	put_number(&dict, "discarded", vm->shim.discarded_pages);
+	g_variant_dict_insert_value(&dict, "refused", refusals(stats));
+	return g_variant_dict_end(&dict);
+}
+
+/* A dictionary in which no key is known: FALSE with error set when it is not empty. */
+static gboolean check_options(GVariant *options, GError **error)
+{
+	GVariantIter iter;
+	const char *key;
+
+	g_variant_iter_init(&iter, options);
+	if (!g_variant_iter_next(&iter, "{&sv}", &key, NULL))
+		return TRUE;
+	g_set_error(error, PF_DBUS_ERROR, PF_DBUS_E_INVALID_ARGUMENT,
+		"option '%s' is not known to this version of the service: leave it out", key);
+	return FALSE;
+}
+
+/* ModifyVM's settings: FALSE with error set unless they say what to change and nothing else. */
+static gboolean parse_settings(GVariant *settings, gboolean *enabled, GError **error)
+{
+	GVariantIter iter;
+	const char *key;
+	GVariant *value;
+	gboolean found = FALSE;
+
+	g_variant_iter_init(&iter, settings);
+	while (g_variant_iter_next(&iter, "{&sv}", &key, &value)) {
+		g_autoptr(GVariant) owned = value;
+
+		if (strcmp(key, "pagefusion") != 0) {
+			g_set_error(error, PF_DBUS_ERROR, PF_DBUS_E_INVALID_ARGUMENT,
+				"setting '%s' is not known to this version of the service: leave "
+				"it out",
+				key);
+			return FALSE;
+		}
+		if (!g_variant_is_of_type(owned, G_VARIANT_TYPE_BOOLEAN)) {
+			g_set_error_literal(error, PF_DBUS_ERROR, PF_DBUS_E_INVALID_ARGUMENT,
+				"setting 'pagefusion' must be a boolean");
+			return FALSE;
+		}
+		*enabled = g_variant_get_boolean(owned);
+		found = TRUE;
+	}
+	if (!found)
+		g_set_error_literal(error, PF_DBUS_ERROR, PF_DBUS_E_INVALID_ARGUMENT,
+			"no setting was given: give 'pagefusion'");
+	return found;
+}
+
+static gboolean check_libvirt(PfDbusFront *front, GError **error)
+{
+	const char *reason = NULL;
+	g_autofree char *valid = NULL;
+
+	if (pf_service_libvirt_connected(front->service, &reason))
+		return TRUE;
+	valid = g_utf8_make_valid(reason ? reason : "libvirt is not connected", -1);
+	g_set_error_literal(error, PF_DBUS_ERROR, PF_DBUS_E_NO_LIBVIRT, valid);
+	return FALSE;
+}
+
+static void set_no_such_vm(GError **error, const char *vm)
+{
+	if (strlen(vm) > PF_METRIC_MAX_OBJECT)
+		g_set_error_literal(error, PF_DBUS_ERROR, PF_DBUS_E_NO_SUCH_VM,
+			"no VM has a name that long: see 'pagefusionctl list vms'");
+	else
+		g_set_error(error, PF_DBUS_ERROR, PF_DBUS_E_NO_SUCH_VM,
+			"no VM has the name or UUID '%s': see 'pagefusionctl list vms'", vm);
+}
+
+static void add_vm(const PfVmView *vm, void *userdata)
+{
+	GVariantBuilder *builder = userdata;
+
+	g_variant_builder_add_value(builder, describe_vm(vm));
+}
+
+/* The methods that answer at once: the answer (floating), or NULL with error set. */
+static GVariant *list_vms(PfDbusFront *front, GVariant *parameters, GError **error)
+{
+	g_autoptr(GVariant) options = g_variant_get_child_value(parameters, 0);
+	GVariantBuilder builder;
+
+	if (!check_options(options, error) || !check_libvirt(front, error))
+		return NULL;
+	g_variant_builder_init(&builder, G_VARIANT_TYPE("aa{sv}"));
+	pf_service_foreach_vm(front->service, add_vm, &builder);
+	return g_variant_new("(aa{sv})", &builder);
+}
+
+static void take_vm(const PfVmView *vm, void *userdata)
+{
+	GVariant **description = userdata;
+
+	*description = describe_vm(vm);
+}
+
+static GVariant *get_vm(PfDbusFront *front, GVariant *parameters, GError **error)
+{
+	const char *vm;
+	g_autoptr(GVariant) options = NULL;
+	GVariant *description = NULL;
+
+	g_variant_get(parameters, "(&s@a{sv})", &vm, &options);
+	if (!check_options(options, error) || !check_libvirt(front, error))
+		return NULL;
+	if (!pf_service_visit_vm(front->service, vm, take_vm, &description)) {
+		set_no_such_vm(error, vm);
+		return NULL;
+	}
+	return g_variant_new("(@a{sv})", description);
+}
+
+typedef struct Values {
+	const PfMetricQuery *query;
+	GVariantBuilder builder; /* of a(ssts) */
+} Values;
+
+static void add_value(Values *values, const char *object, PfMetricId id, uint64_t value)
+{
+	const PfMetric *metric = pf_metric_get(id);
+
+	g_variant_builder_add(
+		&values->builder, "(@ssts)", text(object), metric->name, value, metric->unit);
+}
+
+static void add_host_values(Values *values, PfService *service)
+{
+	PfHostView host;
+	uint64_t value;
+
+	pf_service_host_view(service, &host);
+	for (unsigned id = 0; id < PF_METRIC_FIRST_VM; id++) {
+		if ((values->query->selected & (1u << id)) &&
+			pf_metric_host_value(id, &host, &value))
+			add_value(values, "host", id, value);
+	}
+}
+
+static void add_vm_values(const PfVmView *vm, void *userdata)
+{
+	Values *values = userdata;
+	uint64_t value;
+
+	for (unsigned id = PF_METRIC_FIRST_VM; id < PF_METRIC_N; id++) {
+		if ((values->query->selected & (1u << id)) && pf_metric_vm_value(id, vm, &value))
+			add_value(values, vm->domain->name, id, value);
+	}
+}
+
+static gboolean parse_query(
+	PfMetricQuery *query, const char *object, GVariant *names, GError **error)
+{
+	gsize n_patterns;
+	g_autofree const char **patterns = g_variant_get_strv(names, &n_patterns);
+	g_autoptr(GError) wrong = NULL;
+
+	if (pf_metric_query_parse(query, object, patterns, n_patterns, &wrong))
+		return TRUE;
+	g_set_error_literal(error, PF_DBUS_ERROR, PF_DBUS_E_INVALID_ARGUMENT, wrong->message);
+	return FALSE;
+}
+
+static GVariant *query_metrics(PfDbusFront *front, GVariant *parameters, GError **error)
+{
+	const char *object;
+	g_autoptr(GVariant) names = NULL;
+	g_autoptr(GVariant) options = NULL;
+	PfMetricQuery query;
+	Values values = {.query = &query};
+	gboolean found = TRUE;
+
+	g_variant_get(parameters, "(&s@as@a{sv})", &object, &names, &options);
+	if (!check_options(options, error) || !parse_query(&query, object, names, error) ||
+		!check_libvirt(front, error))
+		return NULL;
+	g_variant_builder_init(&values.builder, G_VARIANT_TYPE("a(ssts)"));
+	if (query.object != PF_METRIC_OBJECT_VM)
+		add_host_values(&values, front->service);
+	if (query.object == PF_METRIC_OBJECT_ALL)
+		pf_service_foreach_vm(front->service, add_vm_values, &values);
+	if (query.object == PF_METRIC_OBJECT_VM)
+		found = pf_service_visit_vm(front->service, object, add_vm_values, &values);
+	if (!found) {
+		g_variant_builder_clear(&values.builder);
+		set_no_such_vm(error, object);
+		return NULL;
+	}
+	return g_variant_new("(a(ssts))", &values.builder);
+}
+
+/* A ModifyVM on its way. */
+typedef struct Modify {
+	PfDbusFront *front; /* not to be touched after its cancellable was cancelled */
+	PfBroker *broker;
+	GDBusMethodInvocation *invocation; /* answering it takes this reference */
+	char *vm;
+	gboolean enabled;
+} Modify;
+
+static void modify_free(Modify *modify)
+{
+	g_free(modify->vm);
+	g_free(modify);
+}
+
+static void modify_failed(Modify *modify, GQuark domain, int code, const char *message)
+{
+	g_autofree char *valid = g_utf8_make_valid(message, -1);
+
+	g_dbus_method_invocation_return_error_literal(modify->invocation, domain, code, valid);
+	modify_free(modify);
+}
+
+static PfDbusError broker_error(const GError *error)
+{
+	if (g_error_matches(error, G_IO_ERROR, G_IO_ERROR_NOT_FOUND))
+		return PF_DBUS_E_NO_SUCH_VM;
+	if (g_error_matches(error, G_IO_ERROR, G_IO_ERROR_BUSY))
+		return PF_DBUS_E_VM_NOT_SHUT_OFF;
+	if (g_error_matches(error, G_IO_ERROR, G_IO_ERROR_NOT_SUPPORTED))
+		return PF_DBUS_E_REFUSED;
+	return PF_DBUS_E_FAILED;
+}
+
+static void modify_done(GObject *source, GAsyncResult *result, void *userdata)
+{
+	Modify *modify = userdata;
+	g_autoptr(GError) error = NULL;
+
+	if (!pf_broker_set_enabled_finish(modify->broker, result, &error)) {
+		modify_failed(modify, PF_DBUS_ERROR, broker_error(error), error->message);
+		return;
+	}
+	g_dbus_method_invocation_return_value(modify->invocation, NULL);
+	modify_free(modify);
+}
+
+static void modify_start(Modify *modify)
+{
+	modify->broker = pf_service_broker(modify->front->service);
+	pf_broker_set_enabled(modify->broker, modify->vm, modify->enabled, modify_done, modify);
+}
+
+static void caller_known(GObject *source, GAsyncResult *result, void *userdata)
+{
+	Modify *modify = userdata;
+	g_autoptr(GError) error = NULL;
+	g_autoptr(GVariant) reply =
+		g_dbus_connection_call_finish(G_DBUS_CONNECTION(source), result, &error);
+	guint32 uid;
+
+	if (!reply) {
+		modify_failed(modify, PF_DBUS_ERROR, PF_DBUS_E_FAILED,
+			g_error_matches(error, G_IO_ERROR, G_IO_ERROR_CANCELLED)
+				? "the service is ending: try again"
+				: "the bus does not say who is calling: try again");
+		return;
+	}
+	g_variant_get(reply, "(u)", &uid);
+	if (uid != 0) {
+		modify_failed(modify, G_DBUS_ERROR, G_DBUS_ERROR_ACCESS_DENIED,
+			"only root may change a VM");
+		return;
+	}
+	modify_start(modify);
+}
+
+/* Answers when everything is done. Takes the invocation. */
+static void modify_vm(PfDbusFront *front, GVariant *parameters, GDBusMethodInvocation *invocation)
+{
+	GDBusConnection *connection = g_dbus_method_invocation_get_connection(invocation);
+	const char *sender = g_dbus_method_invocation_get_sender(invocation);
+	const char *vm;
+	g_autoptr(GVariant) settings = NULL;
+	g_autoptr(GError) error = NULL;
+	gboolean enabled;
+	Modify *modify;
+
+	g_variant_get(parameters, "(&s@a{sv})", &vm, &settings);
+	if (!parse_settings(settings, &enabled, &error) || !check_libvirt(front, &error)) {
+		g_dbus_method_invocation_return_gerror(invocation, error);
+		return;
+	}
+	modify = g_new0(Modify, 1);
+	modify->front = front;
+	modify->invocation = invocation;
+	modify->vm = g_strdup(vm);
+	modify->enabled = enabled;
+	if (!sender) /* no bus in between: who made the connection decided who may call */
+		modify_start(modify);
+	else
+		g_dbus_connection_call(connection, "org.freedesktop.DBus", "/org/freedesktop/DBus",
+			"org.freedesktop.DBus", "GetConnectionUnixUser",
+			g_variant_new("(s)", sender), G_VARIANT_TYPE("(u)"), G_DBUS_CALL_FLAGS_NONE,
+			-1, front->cancellable, caller_known, modify);
+}
+
+static const struct {
+	const char *name;
+	GVariant *(*answer)(PfDbusFront *front, GVariant *parameters, GError **error);
+} methods[] = {
+	{"ListVMs", list_vms},
+	{"GetVM", get_vm},
+	{"QueryMetrics", query_metrics},
+};
+
+static void on_method(GDBusConnection *connection, const char *sender, const char *path,
+	const char *interface, const char *method, GVariant *parameters,
+	GDBusMethodInvocation *invocation, void *userdata)
+{
+	PfDbusFront *front = userdata;
+
+	for (size_t i = 0; i < G_N_ELEMENTS(methods); i++) {
+		g_autoptr(GError) error = NULL;
+		GVariant *answer;
+
+		if (strcmp(method, methods[i].name) != 0)
+			continue;
+		answer = methods[i].answer(front, parameters, &error);
+		if (answer)
+			g_dbus_method_invocation_return_value(invocation, answer);
+		else
+			g_dbus_method_invocation_return_gerror(invocation, error);
+		return;
+	}
+	/* GDBus lets nothing else through: the XML has no fifth method. */
+	modify_vm(front, parameters, invocation);
+}
+
+static GVariant *on_get_property(GDBusConnection *connection, const char *sender, const char *path,
+	const char *interface, const char *property, GError **error, void *userdata)
+{
+	PfDbusFront *front = userdata;
+	const char *reason = NULL;
+	gboolean connected;
+
+	if (strcmp(property, "Version") == 0)
+		return g_variant_new_string(PF_VERSION);
+	connected = pf_service_libvirt_connected(front->service, &reason);
+	if (strcmp(property, "LibvirtConnected") == 0)
+		return g_variant_new_boolean(connected != FALSE);
+	return text(connected || !reason ? "" : reason);
+}
+
+static const GDBusInterfaceVTable vtable = {
+	.method_call = on_method,
+	.get_property = on_get_property,
+};
+
+static gboolean export_object(PfDbusFront *front, GDBusConnection *connection, GError **error)
+{
+	front->object = g_dbus_connection_register_object(connection, PF_DBUS_PATH,
+		pf_dbus_manager_interface_info(), &vtable, front, NULL, error);
+	if (front->object == 0)
+		return FALSE;
+	front->connection = g_object_ref(connection);
+	return TRUE;
+}
+
+static void say_failed(PfDbusFront *front, const char *message)
+{
+	void (*failed)(const char *message, void *userdata) = front->failed;
+
+	front->failed = NULL;
+	if (failed)
+		failed(message, front->userdata);
+}
+
+static void on_bus(GDBusConnection *connection, const char *name, void *userdata)
+{
+	PfDbusFront *front = userdata;
+	g_autoptr(GError) error = NULL;
+	g_autofree char *message = NULL;
+
+	/* How the service ends when the bus does is failed()'s to decide. */
+	g_dbus_connection_set_exit_on_close(connection, FALSE);
+	if (export_object(front, connection, &error))
+		return;
+	message = g_strdup_printf(
+		"cannot put " PF_DBUS_PATH " on the system bus: %s", error->message);
+	say_failed(front, message);
+}
+
+static void on_name_lost(GDBusConnection *connection, const char *name, void *userdata)
+{
+	PfDbusFront *front = userdata;
+
+	if (!connection && !front->connection)
+		say_failed(front, "cannot reach the system bus: start it (systemctl start dbus)");
+	else if (!connection)
+		say_failed(front, "the system bus is gone: start it and this service again "
+				  "(systemctl start dbus pagefusiond)");
+	else
+		say_failed(front,
+			"cannot own the name " PF_DBUS_NAME " on the system bus: stop the "
+			"pagefusiond that runs already (systemctl stop pagefusiond), or install "
+			"the bus policy org.pagefusion1.conf and run this as root");
+}
+
+static PfDbusFront *front_new(PfService *service)
+{
+	PfDbusFront *front = g_new0(PfDbusFront, 1);
+
+	front->service = service;
+	front->cancellable = g_cancellable_new();
+	return front;
+}
+
+PfDbusFront *pf_dbus_front_new(
+	PfService *service, void (*failed)(const char *message, void *userdata), void *userdata)
+{
+	PfDbusFront *front = front_new(service);
+
+	front->failed = failed;
+	front->userdata = userdata;
+	front->owner = g_bus_own_name(G_BUS_TYPE_SYSTEM, PF_DBUS_NAME,
+		G_BUS_NAME_OWNER_FLAGS_DO_NOT_QUEUE, on_bus, NULL, on_name_lost, front, NULL);
+	return front;
+}
+
+PfDbusFront *pf_dbus_front_new_on(PfService *service, GDBusConnection *connection, GError **error)
+{
+	PfDbusFront *front = front_new(service);
+
+	if (export_object(front, connection, error))
+		return front;
+	pf_dbus_front_free(front);
+	return NULL;
+}
+
+void pf_dbus_front_free(PfDbusFront *front)
+{
+	if (!front)
+		return;
+	g_cancellable_cancel(front->cancellable);
+	if (front->object != 0)
+		g_dbus_connection_unregister_object(front->connection, front->object);
+	if (front->owner != 0)
+		g_bus_unown_name(front->owner);
+	g_clear_object(&front->connection);
+	g_object_unref(front->cancellable);
+	g_free(front);
+}

@@ -1,0 +1,339 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * The trust groups, their VMs, and what guests say; fusion.h has the life of a page.
+ *
+ * Everything is decided when something happens, from records that are found by hash: an event costs
+ * a few steps for each page that it names, whatever the number of VMs. fusion_page.c has pages and
+ * hints, fusion_entry.c digests and who shares them, fusion_order.c orders and results,
+ * fusion_layout.c the place of frames, fusion_check.c the rules that always hold between all of
+ * them. A hinted page of a digest that several VMs have takes about 95 bytes.
+ *
+ * Nothing passes from one trust group to another: each has its own records, indexes, frame numbers
+ * and hash seed. Frames are never freed while the group lives. A frame that nobody maps stays, and
+ * is used again by whoever hints its digest; when the last VM of the group leaves, the group goes
+ * with all its frames.
+ *
+ * The caller's clock is taken relative to its first value, and never goes back.
+ */
+#include "host-service/fusion_private.h"
+
+/* The last number means "no frame". */
+#define LAYOUT_LIMIT (PF_LAYOUT_FRAMES - PF_LAYOUT_ALIGN)
+
+PfFusion *pf_fusion_new(void)
+{
+	PfFusion *fusion = g_new0(PfFusion, 1);
+
+	fusion->groups = g_hash_table_new(g_str_hash, g_str_equal);
+	fusion->vms = g_ptr_array_new();
+	return fusion;
+}
+
+void pf_fusion_free(PfFusion *fusion)
+{
+	assert(fusion->vms->len == 0);
+	g_hash_table_unref(fusion->groups);
+	g_ptr_array_unref(fusion->vms);
+	g_free(fusion);
+}
+
+int64_t pf_fusion_set_now(PfFusion *fusion, int64_t now_us)
+{
+	int64_t elapsed_us;
+
+	if (!fusion->started) {
+		fusion->started = true;
+		fusion->epoch_us = now_us;
+	}
+	if (!__builtin_sub_overflow(now_us, fusion->epoch_us, &elapsed_us))
+		fusion->now_us = CLAMP(elapsed_us, fusion->now_us, PF_FUSION_MAX_US);
+	return fusion->now_us;
+}
+
+static PfFusionGroup *group_get(PfFusion *fusion, const char *name)
+{
+	PfFusionGroup *group = g_hash_table_lookup(fusion->groups, name);
+
+	if (group)
+		return group;
+	group = g_new0(PfFusionGroup, 1);
+	group->fusion = fusion;
+	group->name = g_strdup(name);
+	group->seed = ((uint64_t)g_random_int() << 32) | g_random_int();
+	group->vms = g_ptr_array_new();
+	pf_pool_init(&group->pages, sizeof(PfPage));
+	pf_pool_init(&group->holders, sizeof(PfHolder));
+	pf_pool_init(&group->entries, sizeof(PfEntry));
+	pf_layout_init(&group->layout, LAYOUT_LIMIT);
+	g_hash_table_insert(fusion->groups, group->name, group);
+	return group;
+}
+
+static void group_free(PfFusionGroup *group)
+{
+	g_hash_table_remove(group->fusion->groups, group->name);
+	group->fusion->stats.frames -= group->n_frames;
+	pf_layout_deinit(&group->layout);
+	pf_index_clear(&group->digests);
+	pf_pool_deinit(&group->pages);
+	pf_pool_deinit(&group->holders);
+	pf_pool_deinit(&group->entries);
+	g_ptr_array_unref(group->vms);
+	g_free(group->name);
+	g_free(group);
+}
+
+static uint32_t free_slot(PfFusionGroup *group)
+{
+	guint slot;
+
+	if (g_ptr_array_find(group->vms, NULL, &slot))
+		return slot;
+	g_ptr_array_add(group->vms, NULL);
+	return group->vms->len - 1;
+}
+
+PfFusionVm *pf_fusion_add_vm(PfFusion *fusion, const char *group_name, void *userdata)
+{
+	PfFusionGroup *group = group_get(fusion, group_name);
+	PfFusionVm *vm = g_new0(PfFusionVm, 1);
+
+	vm->group = group;
+	vm->userdata = userdata;
+	vm->modules = g_array_new(FALSE, TRUE, sizeof(PfModule));
+	vm->orders = g_ptr_array_new_with_free_func((GDestroyNotify)pf_order_record_free);
+	vm->slot = free_slot(group);
+	group->vms->pdata[vm->slot] = vm;
+	group->n_vms++;
+	g_ptr_array_add(fusion->vms, vm);
+	return vm;
+}
+
+static void forget_hints(PfFusionVm *vm)
+{
+	g_autoptr(GArray) pages = pf_vm_pages(vm);
+
+	for (guint i = 0; i < pages->len; i++) {
+		uint32_t page = g_array_index(pages, uint32_t, i);
+
+		if (pf_page(vm->group, page)->holder != 0)
+			pf_page_unhint(vm, page);
+	}
+	g_array_set_size(vm->modules, 0);
+}
+
+static void forget_mappings(PfFusionVm *vm)
+{
+	g_autoptr(GArray) pages = pf_vm_pages(vm);
+
+	for (guint i = 0; i < pages->len; i++) {
+		uint32_t page = g_array_index(pages, uint32_t, i);
+		PfPage *p = pf_page(vm->group, page);
+
+		if (p->state != PF_PAGE_FUSED)
+			continue;
+		pf_entry_unmap(vm, page);
+		p->since = (uint64_t)vm->group->fusion->now_us;
+		pf_page_settle(vm, page);
+	}
+}
+
+void pf_fusion_remove_vm(PfFusionVm *vm)
+{
+	PfFusionGroup *group = vm->group;
+
+	forget_hints(vm);
+	pf_vm_forget_orders(vm);
+	forget_mappings(vm);
+	/* What is left are memories of revokes. */
+	for (uint32_t i = 0; i < vm->pages.capacity; i++) {
+		if (vm->pages.slots[i] != 0)
+			pf_pool_give(&group->pages, vm->pages.slots[i]);
+	}
+	pf_index_clear(&vm->pages);
+	g_array_unref(vm->modules);
+	g_ptr_array_unref(vm->orders);
+	g_ptr_array_remove_fast(group->fusion->vms, vm);
+	group->vms->pdata[vm->slot] = NULL;
+	if (--group->n_vms == 0)
+		group_free(group);
+	g_free(vm);
+}
+
+PfFusionGroup *pf_fusion_vm_group(const PfFusionVm *vm)
+{
+	return vm->group;
+}
+
+void *pf_fusion_vm_userdata(const PfFusionVm *vm)
+{
+	return vm->userdata;
+}
+
+void pf_fusion_set_ready(PfFusionVm *vm, bool ready)
+{
+	vm->ready = ready;
+}
+
+void pf_fusion_shim_reset(PfFusionVm *vm)
+{
+	pf_vm_forget_orders(vm);
+	forget_mappings(vm);
+}
+
+void pf_fusion_session_started(PfFusionVm *vm)
+{
+	forget_hints(vm);
+}
+
+static uint64_t module_identity(const PfFusionGroup *group, const PfModuleInfo *info)
+{
+	/* Two seeds, so that no name can pass for a build-id. */
+	if (info->build_id)
+		return pf_hash_bytes(group->seed, info->build_id, info->build_id_size);
+	return pf_hash_bytes(~group->seed, info->name, strlen(info->name));
+}
+
+static bool in_range(const PfPage *p, uint64_t first, uint64_t n_pages)
+{
+	return p->file_page >= first && p->file_page - first < n_pages;
+}
+
+/* The module's hinted pages in the range. Costs the shorter one of the range and the module's
+ * hints. */
+static GArray *hinted_pages(
+	const PfFusionVm *vm, const PfModule *module, uint64_t first, uint64_t n_pages)
+{
+	const PfIndex *index = &module->pages;
+	GArray *pages = g_array_new(FALSE, FALSE, sizeof(uint32_t));
+
+	if (n_pages < index->capacity) {
+		for (uint64_t i = 0; i < n_pages; i++) {
+			uint32_t page = pf_page_by_file(vm, module, (uint32_t)(first + i));
+
+			if (page != 0)
+				g_array_append_val(pages, page);
+		}
+		return pages;
+	}
+	for (uint32_t i = 0; i < index->capacity; i++) {
+		uint32_t page = index->slots[i];
+
+		if (page != 0 && in_range(pf_page(vm->group, page), first, n_pages))
+			g_array_append_val(pages, page);
+	}
+	return pages;
+}
+
+void pf_fusion_withdrawn(PfFusionVm *vm, uint32_t module_id, uint64_t file_page, uint64_t n_pages)
+{
+	const PfModule *module = pf_vm_module(vm, module_id);
+	g_autoptr(GArray) pages = NULL;
+
+	if (!module || file_page >= module->n_pages)
+		return;
+	pages = hinted_pages(vm, module, file_page, MIN(n_pages, module->n_pages - file_page));
+	for (guint i = 0; i < pages->len; i++)
+		pf_page_unhint(vm, g_array_index(pages, uint32_t, i));
+}
+
+void pf_fusion_module(PfFusionVm *vm, uint32_t module_id, const PfModuleInfo *info)
+{
+	PfModule *module;
+
+	assert(module_id < PF_SESSION_MAX_MODULES);
+	pf_fusion_withdrawn(vm, module_id, 0, PF_SESSION_MAX_MODULE_PAGES);
+	if (module_id >= vm->modules->len)
+		g_array_set_size(vm->modules, module_id + 1);
+	module = &g_array_index(vm->modules, PfModule, module_id);
+	module->identity = module_identity(vm->group, info);
+	module->n_pages = (uint32_t)info->n_pages;
+}
+
+static void hint_page(PfFusionVm *vm, uint32_t module_id, uint32_t file_page, uint64_t gfn,
+	const PfDigest *digest)
+{
+	PfFusionGroup *group = vm->group;
+	uint32_t before = pf_page_by_file(vm, pf_vm_module(vm, module_id), file_page);
+	uint32_t page;
+	PfPage *p;
+
+	if (before != 0 && pf_page(group, before)->gfn != gfn) {
+		pf_page_unhint(vm, before);
+		before = 0;
+	}
+	page = pf_page_get(vm, gfn);
+	p = pf_page(group, page);
+	if (before != 0 && pf_holder(group, p->holder)->entry == pf_entry_find(group, digest))
+		return;
+	if (p->holder != 0) {
+		pf_page_unhint(vm, page);
+		page = pf_page_get(vm, gfn);
+		p = pf_page(group, page);
+	}
+	pf_page_hint(vm, page, module_id, file_page, digest);
+	if (p->state == PF_PAGE_NONE)
+		pf_page_settle_new(vm, page);
+}
+
+void pf_fusion_hints(PfFusionVm *vm, uint32_t module_id, uint64_t file_page, PfGfn gfn,
+	uint32_t n_pages, const PfDigest *digests, int64_t now_us)
+{
+	const PfModule *module = pf_vm_module(vm, module_id);
+
+	pf_fusion_set_now(vm->group->fusion, now_us);
+	if (!module)
+		return;
+	for (uint32_t i = 0; i < n_pages; i++) {
+		if (file_page + i >= module->n_pages || (gfn.v + i) >> PF_FUSION_GFN_BITS)
+			break;
+		hint_page(vm, module_id, (uint32_t)(file_page + i), gfn.v + i, &digests[i]);
+	}
+}
+
+void pf_fusion_foreach_pending(
+	PfFusion *fusion, void (*wanted)(PfFusionVm *vm, void *userdata), void *userdata)
+{
+	for (guint i = 0; i < fusion->vms->len; i++) {
+		PfFusionVm *vm = fusion->vms->pdata[i];
+
+		if (pf_vm_has_orders(vm))
+			wanted(vm, userdata);
+	}
+}
+
+int64_t pf_fusion_next_tick_us(const PfFusion *fusion)
+{
+	GHashTableIter iter;
+	gpointer group;
+	uint32_t when, first = UINT32_MAX;
+
+	g_hash_table_iter_init(&iter, fusion->groups);
+	while (g_hash_table_iter_next(&iter, NULL, &group)) {
+		if (pf_group_next_tick(group, &when))
+			first = MIN(first, when);
+	}
+	return first == UINT32_MAX ? -1 : fusion->epoch_us + (int64_t)first * PF_FUSION_TICK_US;
+}
+
+void pf_fusion_tick(PfFusion *fusion, int64_t now_us)
+{
+	GHashTableIter iter;
+	gpointer group;
+
+	pf_fusion_set_now(fusion, now_us);
+	g_hash_table_iter_init(&iter, fusion->groups);
+	while (g_hash_table_iter_next(&iter, NULL, &group))
+		pf_group_tick(group);
+}
+
+void pf_fusion_vm_stats(const PfFusionVm *vm, PfFusionVmStats *stats)
+{
+	*stats = vm->stats;
+}
+
+void pf_fusion_stats(const PfFusion *fusion, PfFusionStats *stats)
+{
+	*stats = fusion->stats;
+	stats->hint_to_fused_us_p90 = pf_latency_percentile(&fusion->latency, 90);
+}

@@ -1,0 +1,419 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * The rules between the indexes, checked by counting everything anew, slowly. Each function looks
+ * at one kind of record and returns the first rule that it finds broken; CHECK() is the only way
+ * out before the end.
+ */
+#include "host-service/fusion_private.h"
+
+#define CHECK(rule, sentence)                                                                      \
+	do {                                                                                       \
+		if (!(rule))                                                                       \
+			return sentence;                                                           \
+	} while (0)
+
+#define CHECK_ALL(call)                                                                            \
+	do {                                                                                       \
+		const char *sentence_ = (call);                                                    \
+		if (sentence_)                                                                     \
+			return sentence_;                                                          \
+	} while (0)
+
+/* What is counted anew over all groups. */
+typedef struct Totals {
+	uint64_t shared, frames, candidates, n_vms;
+} Totals;
+
+/* What is counted anew over the pages of a VM. */
+typedef struct VmTotals {
+	uint64_t hinted, fused, shared, runs, candidates;
+	uint64_t in_orders, capturing;
+	uint64_t queued_candidates, queued_fusible;
+} VmTotals;
+
+static const PfEntry *hinted(const PfFusionGroup *group, const PfPage *p)
+{
+	return p->holder != 0 ? pf_entry(group, pf_holder(group, p->holder)->entry) : NULL;
+}
+
+static const char *check_hint(const PfFusionVm *vm, uint32_t page)
+{
+	const PfPage *p = pf_page(vm->group, page);
+	const PfModule *module = pf_vm_module(vm, p->module);
+	const PfHolder *h = pf_holder(vm->group, p->holder);
+
+	CHECK(module, "a hint is of no declared module");
+	CHECK(pf_page_by_file(vm, module, p->file_page) == page,
+		"a hinted page is not found in its module");
+	CHECK(pf_holder_vm(vm->group, h) == vm, "a hint counts for another VM");
+	CHECK(pf_page(vm->group, p->hint_next)->hint_prev == page, "a ring of hints is broken");
+	CHECK(pf_page(vm->group, p->hint_next)->holder == p->holder,
+		"a ring of hints has pages of two holders");
+	return NULL;
+}
+
+static const char *check_state(const PfFusionVm *vm, const PfPage *p)
+{
+	const PfEntry *e = hinted(vm->group, p);
+
+	switch ((PfPageState)p->state) {
+	case PF_PAGE_NONE:
+		CHECK(!e, "a hinted page has no state");
+		CHECK(p->revokes > 0, "a page is remembered for nothing");
+		break;
+	case PF_PAGE_IDLE:
+		CHECK(e && e->state != PF_ENTRY_FRAMED, "a page does not use its digest's frame");
+		break;
+	case PF_PAGE_CANDIDATE:
+		CHECK(e && e->state == PF_ENTRY_WANTED, "a page is offered that nobody wants");
+		break;
+	case PF_PAGE_READY:
+		CHECK(e && e->state == PF_ENTRY_FRAMED, "a page is ready without a frame");
+		break;
+	case PF_PAGE_DELAYED:
+		CHECK(e, "a page is delayed without a hint");
+		break;
+	case PF_PAGE_CAPTURING:
+		break;
+	case PF_PAGE_ORDERED:
+	case PF_PAGE_FUSED:
+		CHECK(p->target != 0 && pf_entry(vm->group, p->target)->state == PF_ENTRY_FRAMED,
+			"a page is fused to an entry without a frame");
+		break;
+	}
+	return NULL;
+}
+
+static bool starts_run(const PfFusionVm *vm, const PfPage *p)
+{
+	const PfFusionGroup *group = vm->group;
+	uint32_t before = pf_page_find(vm, p->gfn - UINT64_C(1));
+	const PfPage *b = before != 0 ? pf_page(group, before) : NULL;
+
+	if (!b || b->state != PF_PAGE_FUSED)
+		return true;
+	return (uint64_t)pf_entry(group, b->target)->frame + 1 != pf_entry(group, p->target)->frame;
+}
+
+static void count_page(const PfFusionVm *vm, const PfPage *p, GHashTable *maps, VmTotals *t)
+{
+	t->hinted += p->holder != 0;
+	t->candidates += p->holder != 0 && p->state != PF_PAGE_FUSED;
+	t->capturing += p->state == PF_PAGE_CAPTURING;
+	t->in_orders += p->state == PF_PAGE_CAPTURING || p->state == PF_PAGE_ORDERED;
+	t->queued_candidates += p->state == PF_PAGE_CANDIDATE;
+	t->queued_fusible += p->state == PF_PAGE_READY;
+	if (p->state == PF_PAGE_FUSED) {
+		gpointer holder = GUINT_TO_POINTER(pf_holder_find(vm, p->target));
+		guint n = GPOINTER_TO_UINT(g_hash_table_lookup(maps, holder));
+
+		t->fused++;
+		t->runs += starts_run(vm, p);
+		t->shared += pf_entry(vm->group, p->target)->n_map_vms >= 2;
+		g_hash_table_insert(maps, holder, GUINT_TO_POINTER(n + 1));
+	}
+}
+
+/* Its pages are all in the wanted state, and n of them. */
+static const char *check_queue(
+	const PfFusionGroup *group, const PfQueue *queue, PfPageState state, uint64_t n)
+{
+	uint32_t before = 0;
+
+	for (uint32_t page = queue->head; page != 0; page = pf_page(group, page)->queue_next) {
+		CHECK(pf_page(group, page)->state == state, "a queue has a page in another state");
+		CHECK(pf_page(group, page)->queue_prev == before, "a queue is broken");
+		CHECK(n-- > 0, "a queue is too long");
+		before = page;
+	}
+	CHECK(queue->tail == before, "a queue's end is not its end");
+	CHECK(n == 0, "a page is missing in its queue");
+	return NULL;
+}
+
+static const char *check_orders(const PfFusionVm *vm, const VmTotals *t)
+{
+	uint64_t in_orders = 0, capturing = 0;
+
+	for (guint i = 0; i < vm->orders->len; i++) {
+		const PfOrderRecord *record = vm->orders->pdata[i];
+		bool capture = record->type == PF_ORDER_CAPTURE;
+
+		for (guint k = 0; k < record->pages->len; k++) {
+			const PfOrderedPage *ordered =
+				&g_array_index(record->pages, PfOrderedPage, k);
+			const PfPage *p = pf_page(vm->group, ordered->page);
+
+			CHECK(p->state == (capture ? PF_PAGE_CAPTURING : PF_PAGE_ORDERED),
+				"an order has a page in another state");
+			CHECK(capture || p->target == ordered->entry,
+				"an order has a page for another frame");
+			CHECK(!capture || pf_entry(vm->group, ordered->entry)->state ==
+						  PF_ENTRY_CAPTURING,
+				"a page is captured for an entry that is not capturing");
+			in_orders++;
+			capturing += capture;
+		}
+	}
+	CHECK(in_orders == t->in_orders && capturing == t->capturing,
+		"a page is taken as ordered and in no order");
+	return NULL;
+}
+
+/* CANDIDATE, if any, then IDLE, then the others; and as many as the holder says. */
+static const char *check_ring(const PfFusionGroup *group, uint32_t holder)
+{
+	const PfHolder *h = pf_holder(group, holder);
+	bool wanted = pf_entry(group, h->entry)->state == PF_ENTRY_WANTED;
+	bool idle_over = false;
+	uint32_t page = h->pages;
+
+	CHECK((h->pages != 0) == (h->n_hints > 0), "a holder's number of hints is wrong");
+	for (uint32_t i = 0; i < h->n_hints; i++) {
+		const PfPage *p = pf_page(group, page);
+		bool first = i == 0;
+
+		CHECK(p->holder == holder, "a holder has the hint of another");
+		CHECK(p->state != PF_PAGE_CANDIDATE || first,
+			"a holder offers a page not its first");
+		CHECK(p->state != PF_PAGE_IDLE || !idle_over,
+			"an idle page is hidden behind others");
+		CHECK(p->state != PF_PAGE_IDLE || !first || !wanted,
+			"a wanted page is not offered");
+		idle_over |= p->state != PF_PAGE_IDLE && p->state != PF_PAGE_CANDIDATE;
+		page = p->hint_next;
+	}
+	CHECK(page == h->pages, "a holder has more hints than it counts");
+	return NULL;
+}
+
+static const char *check_holders(const PfFusionVm *vm, GHashTable *maps, uint64_t n_hinted)
+{
+	const PfIndex *index = &vm->holders;
+	uint64_t n_hints = 0, n_holders = 0;
+
+	for (uint32_t i = 0; i < index->capacity; i++) {
+		uint32_t holder = index->slots[i];
+		const PfHolder *h = holder != 0 ? pf_holder(vm->group, holder) : NULL;
+
+		if (!h)
+			continue;
+		CHECK(pf_holder_find(vm, h->entry) == holder,
+			"a holder is not found, or there twice");
+		CHECK(h->vm == vm->slot, "a holder is of another VM");
+		CHECK(h->n_hints > 0 || h->n_maps > 0, "a holder holds nothing");
+		CHECK(h->n_maps == GPOINTER_TO_UINT(
+					   g_hash_table_lookup(maps, GUINT_TO_POINTER(holder))),
+			"a holder's number of mappings is wrong");
+		CHECK_ALL(check_ring(vm->group, holder));
+		n_hints += h->n_hints;
+		n_holders++;
+	}
+	CHECK(n_hints == n_hinted, "a hint is in no ring");
+	CHECK(n_holders == index->count, "a VM's number of holders is wrong");
+	CHECK(!g_hash_table_contains(maps, GUINT_TO_POINTER(0)), "a fused page has no holder");
+	return NULL;
+}
+
+static const char *check_module_counts(const PfFusionVm *vm)
+{
+	uint64_t n = 0;
+
+	for (guint i = 0; i < vm->modules->len; i++)
+		n += g_array_index(vm->modules, PfModule, i).pages.count;
+	CHECK(n == vm->stats.hinted, "a module has a page that is not hinted");
+	return NULL;
+}
+
+static const char *check_vm(const PfFusionVm *vm, Totals *totals, uint64_t *delayed)
+{
+	g_autoptr(GHashTable) maps = g_hash_table_new(NULL, NULL);
+	g_autoptr(GArray) pages = pf_vm_pages(vm);
+	const PfFusionVmStats *stats = &vm->stats;
+	VmTotals t = {0};
+
+	CHECK(pages->len == vm->pages.count, "a VM's number of pages is wrong");
+	for (guint i = 0; i < pages->len; i++) {
+		uint32_t page = g_array_index(pages, uint32_t, i);
+		const PfPage *p = pf_page(vm->group, page);
+
+		CHECK(pf_page_find(vm, p->gfn) == page, "a gfn is not found, or there twice");
+		if (p->holder != 0)
+			CHECK_ALL(check_hint(vm, page));
+		CHECK_ALL(check_state(vm, p));
+		count_page(vm, p, maps, &t);
+		*delayed += p->state == PF_PAGE_DELAYED;
+	}
+	CHECK(stats->hinted == t.hinted, "a VM's hinted pages are miscounted");
+	CHECK(stats->fused == t.fused, "a VM's fused pages are miscounted");
+	CHECK(stats->shared == t.shared, "a VM's shared pages are miscounted");
+	CHECK(stats->runs == t.runs, "a VM's runs are miscounted");
+	CHECK_ALL(check_module_counts(vm));
+	CHECK_ALL(check_queue(vm->group, &vm->candidates, PF_PAGE_CANDIDATE, t.queued_candidates));
+	CHECK_ALL(check_queue(vm->group, &vm->fusible, PF_PAGE_READY, t.queued_fusible));
+	CHECK_ALL(check_orders(vm, &t));
+	CHECK_ALL(check_holders(vm, maps, t.hinted));
+	totals->candidates += t.candidates;
+	totals->n_vms++;
+	return NULL;
+}
+
+static const char *check_entry_counts(
+	const PfFusionGroup *group, const PfEntry *e, uint64_t *n_holders)
+{
+	uint32_t hint_vms = 0, map_vms = 0, maps = 0, map_vms_xor = 0, before = 0;
+
+	for (uint32_t holder = e->holders; holder != 0; holder = pf_holder(group, holder)->next) {
+		const PfHolder *h = pf_holder(group, holder);
+
+		CHECK(h->prev == before, "a list of holders is broken");
+		CHECK(pf_entry(group, h->entry) == e, "an entry has the holder of another");
+		hint_vms += h->n_hints > 0;
+		map_vms += h->n_maps > 0;
+		maps += h->n_maps;
+		map_vms_xor ^= h->n_maps > 0 ? holder : 0;
+		before = holder;
+		++*n_holders;
+	}
+	CHECK(e->n_hint_vms == hint_vms, "an entry's hinting VMs are miscounted");
+	CHECK(e->n_map_vms == map_vms, "an entry's mapping VMs are miscounted");
+	CHECK(e->map_vms_xor == map_vms_xor, "an entry's mapping VMs are not those");
+	CHECK(e->n_maps == maps, "an entry's mappings are miscounted");
+	return NULL;
+}
+
+static const char *check_entry(const PfFusionGroup *group, const PfEntry *e, GHashTable *frames)
+{
+	bool admitted = e->n_hint_vms >= PF_FUSION_ADMISSION;
+	bool framed = e->state == PF_ENTRY_FRAMED;
+
+	CHECK(framed == (e->frame != PF_NO_FRAME), "an entry has a frame it should not have");
+	CHECK(!framed || g_hash_table_add(frames, GUINT_TO_POINTER(e->frame)),
+		"two entries have one frame");
+	CHECK(framed || e->n_maps == 0, "an entry without a frame is mapped");
+	CHECK(e->state != PF_ENTRY_WANTED || admitted, "an entry is wanted by too few VMs");
+	CHECK(e->state != PF_ENTRY_WAITING || !admitted, "an entry waits though it is admitted");
+	CHECK(e->state != PF_ENTRY_WAITING || e->holders != 0,
+		"an entry is remembered for nothing");
+	return NULL;
+}
+
+static const char *check_entries(const PfFusionGroup *group, Totals *totals)
+{
+	g_autoptr(GHashTable) frames = g_hash_table_new(NULL, NULL);
+	uint64_t n_holders = 0, n_entries = 0;
+
+	for (uint32_t i = 0; i < group->digests.capacity; i++) {
+		uint32_t entry = group->digests.slots[i];
+		const PfEntry *e = entry != 0 ? pf_entry(group, entry) : NULL;
+
+		if (!e)
+			continue;
+		CHECK(pf_entry_find(group, &e->digest) == entry,
+			"a digest is not found, or there twice");
+		CHECK_ALL(check_entry_counts(group, e, &n_holders));
+		CHECK_ALL(check_entry(group, e, frames));
+		totals->shared += e->n_maps > 0 ? e->n_maps - 1 : 0;
+		n_entries++;
+	}
+	CHECK(n_entries == group->digests.count && n_entries == group->entries.n_items,
+		"a group's number of entries is wrong");
+	CHECK(n_holders == group->holders.n_items, "a holder is in no list");
+	CHECK(group->n_frames == g_hash_table_size(frames), "a group's frames are miscounted");
+	totals->frames += group->n_frames;
+	return NULL;
+}
+
+static const char *check_delayed(const PfFusionGroup *group, uint64_t n)
+{
+	for (unsigned i = 0; i < PF_FUSION_N_DELAYS; i++) {
+		const PfQueue *queue = &group->delayed[i];
+		uint64_t length = 0;
+		uint32_t when = 0;
+
+		for (uint32_t page = queue->head; page != 0 && length <= n;
+			page = pf_page(group, page)->queue_next) {
+			const PfPage *p = pf_page(group, page);
+
+			CHECK(p->delay_class == i, "a delayed page is in another queue");
+			CHECK(p->when >= when, "delays are not in the order of time");
+			when = p->when;
+			length++;
+		}
+		CHECK(length <= n, "more pages are queued than delayed");
+		CHECK_ALL(check_queue(group, queue, PF_PAGE_DELAYED, length));
+		n -= length;
+	}
+	CHECK(n == 0, "a delayed page is in no queue");
+	return NULL;
+}
+
+/* Each entry that is captured is captured by one order; check_orders() has seen that no order names
+ * another. */
+static const char *check_capturing(const PfFusionGroup *group)
+{
+	g_autoptr(GHashTable) ordered = g_hash_table_new(NULL, NULL);
+	uint64_t n = 0;
+
+	for (guint i = 0; i < group->vms->len; i++) {
+		const PfFusionVm *vm = group->vms->pdata[i];
+
+		for (guint k = 0; vm && k < vm->orders->len; k++) {
+			const PfOrderRecord *record = vm->orders->pdata[k];
+
+			for (guint m = 0; m < record->pages->len; m++) {
+				uint32_t entry =
+					g_array_index(record->pages, PfOrderedPage, m).entry;
+
+				if (record->type == PF_ORDER_CAPTURE)
+					CHECK(g_hash_table_add(ordered, GUINT_TO_POINTER(entry)),
+						"a digest is captured twice at a time");
+			}
+		}
+	}
+	for (uint32_t i = 0; i < group->digests.capacity; i++) {
+		uint32_t entry = group->digests.slots[i];
+
+		n += entry != 0 && pf_entry(group, entry)->state == PF_ENTRY_CAPTURING;
+	}
+	CHECK(n == g_hash_table_size(ordered), "an entry waits for a capture that nobody does");
+	return NULL;
+}
+
+static const char *check_group(const PfFusionGroup *group, Totals *totals)
+{
+	uint64_t delayed = 0, n_pages = 0, n_vms = 0;
+
+	CHECK(group->n_vms > 0, "a group has no VM");
+	for (guint i = 0; i < group->vms->len; i++) {
+		const PfFusionVm *vm = group->vms->pdata[i];
+
+		if (!vm)
+			continue;
+		CHECK(vm->group == group && vm->slot == i, "a VM is in the slot of another");
+		CHECK_ALL(check_vm(vm, totals, &delayed));
+		n_pages += vm->pages.count;
+		n_vms++;
+	}
+	CHECK(n_vms == group->n_vms, "a group's number of VMs is wrong");
+	CHECK(n_pages == group->pages.n_items, "a page belongs to no VM");
+	CHECK_ALL(check_delayed(group, delayed));
+	CHECK_ALL(check_entries(group, totals));
+	return check_capturing(group);
+}
+
+const char *pf_fusion_check(const PfFusion *fusion)
+{
+	GHashTableIter iter;
+	gpointer group;
+	Totals totals = {0};
+
+	g_hash_table_iter_init(&iter, fusion->groups);
+	while (g_hash_table_iter_next(&iter, NULL, &group))
+		CHECK_ALL(check_group(group, &totals));
+	CHECK(totals.n_vms == fusion->vms->len, "a VM is in no group");
+	CHECK(fusion->stats.shared == totals.shared, "the shared pages are miscounted");
+	CHECK(fusion->stats.frames == totals.frames, "the frames are miscounted");
+	CHECK(fusion->stats.candidates == totals.candidates, "the candidates are miscounted");
+	return NULL;
+}

@@ -1,0 +1,390 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * Entries and holders: who hints a digest, who maps its frame, and who could have it captured.
+ *
+ * An entry is a digest of a trust group. Between it and the pages stand holders, one for each VM
+ * that hints the digest or maps the frame: they count, so that "how many distinct VMs" is known
+ * without looking at a page. A holder lives while it has a hint or a mapping, an entry while it has
+ * a holder, a capture under way, or a frame. Frames are never freed while the group lives: an entry
+ * with a frame stays, maybe without any mapping, and serves whoever hints its digest later.
+ *
+ * While an entry is WANTED, each of its holders offers one page for capture, if it has an idle one:
+ * that page is a CANDIDATE, in the queue of its VM. Whichever VM takes its page first makes the
+ * entry CAPTURING, and the other holders take their offers back, so that two captures of one digest
+ * never run at the same time. All this costs a step a VM, not a page: the ring of a holder's pages
+ * has those that can be offered in front.
+ *
+ * The numbers of shared pages move when the second VM maps a frame, or the last but one leaves it.
+ * The one VM that is left is found by the exclusive or of the numbers of all holders that map the
+ * frame.
+ */
+#include "host-service/fusion_private.h"
+
+static uint64_t digest_hash(const PfFusionGroup *group, const PfDigest *digest)
+{
+	return pf_hash_bytes(group->seed, digest->bytes, PF_DIGEST_SIZE);
+}
+
+static uint64_t entry_hash(const void *context, uint32_t entry)
+{
+	return digest_hash(context, &pf_entry(context, entry)->digest);
+}
+
+static bool entry_match(const void *context, uint32_t entry, const void *key)
+{
+	return pf_digest_equal(&pf_entry(context, entry)->digest, key);
+}
+
+uint32_t pf_entry_find(const PfFusionGroup *group, const PfDigest *digest)
+{
+	return pf_index_find(
+		&group->digests, digest_hash(group, digest), entry_match, group, digest);
+}
+
+uint32_t pf_entry_get(PfFusionGroup *group, const PfDigest *digest)
+{
+	uint32_t entry = pf_entry_find(group, digest);
+	PfEntry *e;
+
+	if (entry != 0)
+		return entry;
+	entry = pf_pool_take(&group->entries);
+	e = pf_entry(group, entry);
+	e->digest = *digest;
+	e->frame = PF_NO_FRAME;
+	pf_index_insert(&group->digests, entry, entry_hash, group);
+	return entry;
+}
+
+static void entry_release(PfFusionGroup *group, uint32_t entry)
+{
+	PfEntry *e = pf_entry(group, entry);
+
+	if (e->holders != 0 || e->state == PF_ENTRY_CAPTURING || e->state == PF_ENTRY_FRAMED)
+		return;
+	assert(e->state == PF_ENTRY_WAITING);
+	pf_index_remove(&group->digests, entry, entry_hash, group);
+	pf_pool_give(&group->entries, entry);
+}
+
+static uint64_t holder_hash(const void *context, uint32_t holder)
+{
+	const PfFusionGroup *group = context;
+
+	return pf_hash_u64(group->seed, pf_holder(group, holder)->entry);
+}
+
+static bool holder_match(const void *context, uint32_t holder, const void *key)
+{
+	return pf_holder(context, holder)->entry == *(const uint32_t *)key;
+}
+
+uint32_t pf_holder_find(const PfFusionVm *vm, uint32_t entry)
+{
+	return pf_index_find(
+		&vm->holders, pf_hash_u64(vm->group->seed, entry), holder_match, vm->group, &entry);
+}
+
+uint32_t pf_holder_get(PfFusionVm *vm, uint32_t entry)
+{
+	PfFusionGroup *group = vm->group;
+	PfEntry *e = pf_entry(group, entry);
+	uint32_t holder = pf_holder_find(vm, entry);
+	PfHolder *h;
+
+	if (holder != 0)
+		return holder;
+	holder = pf_pool_take(&group->holders);
+	h = pf_holder(group, holder);
+	h->entry = entry;
+	h->vm = vm->slot;
+	h->next = e->holders;
+	if (h->next != 0)
+		pf_holder(group, h->next)->prev = holder;
+	e->holders = holder;
+	pf_index_insert(&vm->holders, holder, holder_hash, group);
+	return holder;
+}
+
+static void holder_release(PfFusionGroup *group, uint32_t holder)
+{
+	PfHolder *h = pf_holder(group, holder);
+	PfEntry *e = pf_entry(group, h->entry);
+	uint32_t entry = h->entry;
+
+	if (h->n_hints > 0 || h->n_maps > 0)
+		return;
+	if (h->next != 0)
+		pf_holder(group, h->next)->prev = h->prev;
+	if (h->prev != 0)
+		pf_holder(group, h->prev)->next = h->next;
+	else
+		e->holders = h->next;
+	pf_index_remove(&pf_holder_vm(group, h)->holders, holder, holder_hash, group);
+	pf_pool_give(&group->holders, holder);
+	entry_release(group, entry);
+}
+
+static void offer(PfFusionGroup *group, uint32_t holder)
+{
+	PfHolder *h = pf_holder(group, holder);
+	PfPage *p;
+
+	if (h->pages == 0 || pf_entry(group, h->entry)->state != PF_ENTRY_WANTED)
+		return;
+	p = pf_page(group, h->pages);
+	if (p->state != PF_PAGE_IDLE)
+		return;
+	p->state = PF_PAGE_CANDIDATE;
+	pf_queue_push(group, &pf_holder_vm(group, h)->candidates, h->pages);
+}
+
+static void retract(PfFusionGroup *group, uint32_t holder)
+{
+	PfHolder *h = pf_holder(group, holder);
+	PfPage *p;
+
+	if (h->pages == 0)
+		return;
+	p = pf_page(group, h->pages);
+	if (p->state != PF_PAGE_CANDIDATE)
+		return;
+	pf_queue_remove(group, &pf_holder_vm(group, h)->candidates, h->pages);
+	p->state = PF_PAGE_IDLE;
+}
+
+static void each_holder(
+	PfFusionGroup *group, uint32_t entry, void (*visit)(PfFusionGroup *group, uint32_t holder))
+{
+	for (uint32_t h = pf_entry(group, entry)->holders; h != 0; h = pf_holder(group, h)->next)
+		visit(group, h);
+}
+
+/* An entry that is not captured, nor has a frame, is WANTED exactly as long as enough VMs hint it.
+ */
+static void update_admission(PfFusionGroup *group, uint32_t entry)
+{
+	PfEntry *e = pf_entry(group, entry);
+	bool admitted = e->n_hint_vms >= PF_FUSION_ADMISSION;
+
+	if (e->state == PF_ENTRY_WAITING && admitted) {
+		e->state = PF_ENTRY_WANTED;
+		e->admitted_us = group->fusion->now_us;
+		each_holder(group, entry, offer);
+	} else if (e->state == PF_ENTRY_WANTED && !admitted) {
+		e->state = PF_ENTRY_WAITING;
+		each_holder(group, entry, retract);
+	}
+}
+
+static void ring_insert_before(PfFusionGroup *group, uint32_t page, uint32_t next)
+{
+	PfPage *p = pf_page(group, page), *n = pf_page(group, next);
+
+	p->hint_next = next;
+	p->hint_prev = n->hint_prev;
+	pf_page(group, n->hint_prev)->hint_next = page;
+	n->hint_prev = page;
+}
+
+static void ring_append(PfFusionGroup *group, PfHolder *h, uint32_t page)
+{
+	PfPage *p = pf_page(group, page);
+
+	if (h->pages != 0) {
+		ring_insert_before(group, page, h->pages);
+		return;
+	}
+	p->hint_next = p->hint_prev = page;
+	h->pages = page;
+}
+
+static void ring_remove(PfFusionGroup *group, PfHolder *h, uint32_t page)
+{
+	PfPage *p = pf_page(group, page);
+
+	if (h->pages == page)
+		h->pages = p->hint_next == page ? 0 : p->hint_next;
+	pf_page(group, p->hint_prev)->hint_next = p->hint_next;
+	pf_page(group, p->hint_next)->hint_prev = p->hint_prev;
+}
+
+void pf_holder_add_page(PfFusionGroup *group, uint32_t page)
+{
+	PfHolder *h = pf_holder(group, pf_page(group, page)->holder);
+
+	ring_append(group, h, page);
+	if (h->n_hints++ > 0)
+		return;
+	pf_entry(group, h->entry)->n_hint_vms++;
+	update_admission(group, h->entry);
+}
+
+void pf_holder_remove_page(PfFusionGroup *group, uint32_t page)
+{
+	PfPage *p = pf_page(group, page);
+	uint32_t holder = p->holder;
+	PfHolder *h = pf_holder(group, holder);
+
+	if (p->state == PF_PAGE_CANDIDATE)
+		retract(group, holder);
+	ring_remove(group, h, page);
+	p->holder = 0;
+	h->n_hints--;
+	if (h->n_hints > 0) {
+		offer(group, holder);
+		return;
+	}
+	pf_entry(group, h->entry)->n_hint_vms--;
+	update_admission(group, h->entry);
+	holder_release(group, holder);
+}
+
+void pf_holder_page_idle(PfFusionGroup *group, uint32_t page)
+{
+	PfPage *p = pf_page(group, page);
+	PfHolder *h = pf_holder(group, p->holder);
+	uint32_t first;
+
+	ring_remove(group, h, page);
+	p->state = PF_PAGE_IDLE;
+	first = h->pages;
+	if (first == 0) {
+		ring_append(group, h, page);
+	} else if (pf_page(group, first)->state == PF_PAGE_CANDIDATE) {
+		ring_insert_before(group, page, pf_page(group, first)->hint_next);
+	} else {
+		ring_insert_before(group, page, first);
+		h->pages = page;
+	}
+	offer(group, p->holder);
+}
+
+void pf_holder_page_taken(PfFusionGroup *group, uint32_t page)
+{
+	PfHolder *h = pf_holder(group, pf_page(group, page)->holder);
+
+	ring_remove(group, h, page);
+	ring_append(group, h, page);
+}
+
+void pf_entry_capturing(PfFusionGroup *group, uint32_t entry)
+{
+	each_holder(group, entry, retract);
+	pf_entry(group, entry)->state = PF_ENTRY_CAPTURING;
+}
+
+void pf_entry_uncaptured(PfFusionGroup *group, uint32_t entry)
+{
+	PfEntry *e = pf_entry(group, entry);
+	int64_t admitted_us = e->admitted_us;
+
+	e->state = PF_ENTRY_WAITING;
+	update_admission(group, entry);
+	e->admitted_us = admitted_us;
+	entry_release(group, entry);
+}
+
+static void ready_pages(PfFusionGroup *group, uint32_t holder)
+{
+	PfHolder *h = pf_holder(group, holder);
+	uint32_t page = h->pages;
+
+	for (uint32_t n = h->n_hints; n > 0; n--) {
+		PfPage *p = pf_page(group, page);
+
+		if (p->state == PF_PAGE_IDLE) {
+			p->state = PF_PAGE_READY;
+			pf_queue_push(group, &pf_holder_vm(group, h)->fusible, page);
+		}
+		page = p->hint_next;
+	}
+}
+
+void pf_entry_framed(PfFusionGroup *group, uint32_t entry, uint32_t frame)
+{
+	PfEntry *e = pf_entry(group, entry);
+
+	assert(e->state == PF_ENTRY_CAPTURING);
+	e->state = PF_ENTRY_FRAMED;
+	e->frame = frame;
+	group->n_frames++;
+	group->fusion->stats.frames++;
+	each_holder(group, entry, ready_pages);
+}
+
+static bool is_mapped(const PfFusionVm *vm, uint64_t gfn, uint64_t frame)
+{
+	uint32_t page = pf_page_find(vm, gfn);
+	const PfPage *p;
+
+	if (page == 0)
+		return false;
+	p = pf_page(vm->group, page);
+	return p->state == PF_PAGE_FUSED && pf_entry(vm->group, p->target)->frame == frame;
+}
+
+/* Of the pages beside it, those that are in one run with this one. At the ends the number wraps,
+ * and finds nothing. */
+static unsigned run_neighbours(const PfFusionVm *vm, const PfPage *p)
+{
+	uint64_t frame = pf_entry(vm->group, p->target)->frame;
+
+	return is_mapped(vm, p->gfn - UINT64_C(1), frame - 1) +
+	       is_mapped(vm, p->gfn + UINT64_C(1), frame + 1);
+}
+
+void pf_entry_map(PfFusionVm *vm, uint32_t page)
+{
+	PfFusionGroup *group = vm->group;
+	PfPage *p = pf_page(group, page);
+	PfEntry *e = pf_entry(group, p->target);
+	uint32_t holder = pf_holder_get(vm, p->target);
+	PfHolder *h = pf_holder(group, holder);
+
+	if (h->n_maps++ == 0) {
+		e->n_map_vms++;
+		e->map_vms_xor ^= holder;
+		if (e->n_map_vms == 2) {
+			PfHolder *other = pf_holder(group, e->map_vms_xor ^ holder);
+
+			pf_holder_vm(group, other)->stats.shared += other->n_maps;
+		}
+	}
+	if (e->n_map_vms >= 2)
+		vm->stats.shared++;
+	if (e->n_maps++ > 0)
+		group->fusion->stats.shared++;
+	vm->stats.fused++;
+	vm->stats.runs = vm->stats.runs + 1 - run_neighbours(vm, p);
+	if (p->holder != 0)
+		group->fusion->stats.candidates--;
+}
+
+void pf_entry_unmap(PfFusionVm *vm, uint32_t page)
+{
+	PfFusionGroup *group = vm->group;
+	PfPage *p = pf_page(group, page);
+	PfEntry *e = pf_entry(group, p->target);
+	uint32_t holder = pf_holder_find(vm, p->target);
+	PfHolder *h = pf_holder(group, holder);
+
+	if (e->n_map_vms >= 2)
+		vm->stats.shared--;
+	if (--h->n_maps == 0) {
+		e->n_map_vms--;
+		e->map_vms_xor ^= holder;
+		if (e->n_map_vms == 1) {
+			PfHolder *other = pf_holder(group, e->map_vms_xor);
+
+			pf_holder_vm(group, other)->stats.shared -= other->n_maps;
+		}
+	}
+	if (--e->n_maps > 0)
+		group->fusion->stats.shared--;
+	vm->stats.fused--;
+	vm->stats.runs = vm->stats.runs - 1 + run_neighbours(vm, p);
+	if (p->holder != 0)
+		group->fusion->stats.candidates++;
+	holder_release(group, holder);
+}

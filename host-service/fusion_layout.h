@@ -1,0 +1,35 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#pragma once
+/* Which number the next frame of a store gets. */
+#include <glib.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#define PF_LAYOUT_FRAMES       (UINT64_C(1) << 32) /* numbers of a store: 16 TiB */
+#define PF_LAYOUT_ALIGN        512u                /* frames: ranges start at 2 MiB */
+#define PF_LAYOUT_CHUNK_FRAMES 4096u               /* a longer file has a range for each 16 MiB */
+
+typedef struct PfLayout {
+	GHashTable *ranges;             /* of (module, part of the file) -> range; owned */
+	uint64_t next;                  /* first number that belongs to no range */
+	uint64_t limit;                 /* numbers from here on are never used */
+	uint64_t spare_next, spare_end; /* the range for what has no place of its own */
+} PfLayout;
+
+/* Where a page wants to be. */
+typedef struct PfLayoutPlace {
+	uint64_t module; /* identity: the same for all that should share a range */
+	uint32_t module_pages;
+	uint32_t file_page; /* below module_pages */
+} PfLayoutPlace;
+
+/* limit_frames: PF_LAYOUT_FRAMES at most. */
+void pf_layout_init(PfLayout *layout, uint64_t limit_frames);
+void pf_layout_deinit(PfLayout *layout);
+
+/* The frame's number; false: all numbers are used up. */
+bool pf_layout_take(PfLayout *layout, const PfLayoutPlace *place, uint32_t *frame);
+
+/* Takes back the number that the last pf_layout_take() gave, for the same place. It was never
+ * published. */
+void pf_layout_untake(PfLayout *layout, const PfLayoutPlace *place, uint32_t frame);

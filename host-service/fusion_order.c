@@ -1,0 +1,426 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * Orders, their results, and losses.
+ *
+ * Captures go before fuses: an answer to a capture makes up to 256 pages ready at once, and what is
+ * ready together is fused in long runs. Pages come in any order: from the first in the queue we go
+ * back, over pages that are ready and whose frames follow each other too, to where that stretch
+ * begins, and cut the run there. So a stretch is cut into full runs and one rest. The way back is
+ * limited: it costs a few steps a page even when a stretch was said backwards.
+ *
+ * The record of an order names pages and entries by number. Neither can go away before the answer:
+ * a page in an order keeps its record whatever the guest says meanwhile, and so does an entry that
+ * is being captured or has a frame.
+ *
+ * A shim is not trusted either: it can fuse a page and lose it, nothing more. An answer that fits
+ * no order, or a loss of what was not fused, is -EPROTO. A result number that does not exist counts
+ * as PF_SHIM_FAILED.
+ */
+#include "host-service/fusion_private.h"
+#include <errno.h>
+
+#define SECOND             INT64_C(1000000)
+#define BUSY_US            (SECOND / 2)
+#define BUSY_MAX_US        (60 * SECOND)
+#define NOT_PRESENT_US     (2 * SECOND)
+#define NOT_PRESENT_MAX_US (300 * SECOND)
+#define STOPPED_US         (60 * SECOND)
+#define SHORTAGE_US        (SECOND / 2)
+#define SHORTAGE_MAX_US    (60 * SECOND)
+#define LOOK_BACK_PAGES    (16 * PF_SHIM_RUN_PAGES)
+#define LOST_MAX_MISSES    65536u /* in one call; beyond that, the shim is not worth our time */
+
+void pf_order_record_free(PfOrderRecord *record)
+{
+	g_array_unref(record->pages);
+	g_free(record);
+}
+
+static bool may_capture(const PfFusionGroup *group)
+{
+	return !group->short_of_memory && !group->full;
+}
+
+bool pf_vm_has_orders(const PfFusionVm *vm)
+{
+	if (!vm->ready)
+		return false;
+	return vm->fusible.head != 0 || (vm->candidates.head != 0 && may_capture(vm->group));
+}
+
+static PfOrderRecord *start_order(PfFusionVm *vm, PfOrder *order, PfOrderType type)
+{
+	PfOrderRecord *record = g_new(PfOrderRecord, 1);
+
+	order->id = ++vm->group->fusion->last_order_id;
+	order->type = type;
+	order->n_pages = 0;
+	order->n_runs = 0;
+	*record = (PfOrderRecord){
+		.id = order->id,
+		.type = type,
+		.pages = g_array_new(FALSE, FALSE, sizeof(PfOrderedPage)),
+	};
+	g_ptr_array_add(vm->orders, record);
+	return record;
+}
+
+static void add_to_record(PfOrderRecord *record, uint32_t page, uint32_t entry)
+{
+	PfOrderedPage ordered = {page, entry};
+
+	g_array_append_val(record->pages, ordered);
+}
+
+static void capture_first(PfFusionVm *vm, PfOrder *order, PfOrderRecord *record)
+{
+	PfFusionGroup *group = vm->group;
+	uint32_t page = vm->candidates.head;
+	PfPage *p = pf_page(group, page);
+	uint32_t entry = pf_holder(group, p->holder)->entry;
+	PfOrderRun *last = order->n_runs > 0 ? &order->runs[order->n_runs - 1] : NULL;
+
+	pf_entry_capturing(group, entry);
+	p->state = PF_PAGE_CAPTURING;
+	pf_holder_page_taken(group, page);
+	add_to_record(record, page, entry);
+	if (last && last->gfn.v + last->n_pages == p->gfn)
+		last->n_pages++;
+	else
+		order->runs[order->n_runs++] = (PfOrderRun){.gfn = {p->gfn}, .n_pages = 1};
+	order->n_pages++;
+}
+
+static void capture_order(PfFusionVm *vm, PfOrder *order)
+{
+	PfOrderRecord *record = start_order(vm, order, PF_ORDER_CAPTURE);
+
+	while (vm->candidates.head != 0 && order->n_pages < PF_SHIM_MAX_CAPTURE)
+		capture_first(vm, order, record);
+}
+
+static uint32_t hinted_entry(const PfFusionGroup *group, uint32_t page)
+{
+	uint32_t holder = pf_page(group, page)->holder;
+
+	return holder != 0 ? pf_holder(group, holder)->entry : 0;
+}
+
+static uint32_t hinted_frame(const PfFusionGroup *group, uint32_t page)
+{
+	return pf_entry(group, hinted_entry(group, page))->frame;
+}
+
+/* The page that the run goes on with behind this one (step 1) or before it (step -1), or 0. */
+static uint32_t run_next(const PfFusionVm *vm, uint32_t page, int step)
+{
+	const PfFusionGroup *group = vm->group;
+	uint64_t frame = (uint64_t)hinted_frame(group, page) + (uint64_t)(int64_t)step;
+	uint32_t next =
+		pf_page_find(vm, (uint64_t)pf_page(group, page)->gfn + (uint64_t)(int64_t)step);
+
+	if (next == 0 || pf_page(group, next)->state != PF_PAGE_READY)
+		return 0;
+	return hinted_frame(group, next) == frame ? next : 0;
+}
+
+static uint32_t run_start(const PfFusionVm *vm, uint32_t page)
+{
+	for (unsigned n = 1; n < LOOK_BACK_PAGES; n++) {
+		uint32_t before = run_next(vm, page, -1);
+
+		if (before == 0)
+			break;
+		page = before;
+	}
+	return page;
+}
+
+static void fuse_run(PfFusionVm *vm, PfOrder *order, PfOrderRecord *record)
+{
+	PfFusionGroup *group = vm->group;
+	uint32_t page = run_start(vm, vm->fusible.head);
+	PfOrderRun *run = &order->runs[order->n_runs++];
+
+	*run = (PfOrderRun){
+		.gfn = {pf_page(group, page)->gfn}, .frame = {hinted_frame(group, page)}};
+	while (page != 0 && run->n_pages < PF_SHIM_RUN_PAGES) {
+		PfPage *p = pf_page(group, page);
+		uint32_t next = run_next(vm, page, 1);
+
+		pf_queue_remove(group, &vm->fusible, page);
+		p->state = PF_PAGE_ORDERED;
+		p->target = hinted_entry(group, page);
+		add_to_record(record, page, p->target);
+		run->n_pages++;
+		page = next;
+	}
+	order->n_pages += run->n_pages;
+}
+
+static void fuse_order(PfFusionVm *vm, PfOrder *order)
+{
+	PfOrderRecord *record = start_order(vm, order, PF_ORDER_FUSE);
+
+	while (vm->fusible.head != 0 && order->n_runs < PF_SHIM_MAX_RUNS)
+		fuse_run(vm, order, record);
+}
+
+bool pf_fusion_next_order(PfFusionVm *vm, PfOrder *order, int64_t now_us)
+{
+	pf_fusion_set_now(vm->group->fusion, now_us);
+	if (!pf_vm_has_orders(vm))
+		return false;
+	if (vm->candidates.head != 0 && may_capture(vm->group))
+		capture_order(vm, order);
+	else
+		fuse_order(vm, order);
+	return true;
+}
+
+/* Takes the record out of the VM's orders; NULL when the answer fits none. The caller frees it. */
+static PfOrderRecord *answered(PfFusionVm *vm, uint64_t id, PfOrderType type, uint32_t n_pages)
+{
+	for (guint i = 0; i < vm->orders->len; i++) {
+		PfOrderRecord *record = vm->orders->pdata[i];
+
+		if (record->id != id)
+			continue;
+		if (record->type != type || record->pages->len != n_pages)
+			return NULL;
+		return g_ptr_array_steal_index(vm->orders, i);
+	}
+	return NULL;
+}
+
+static int64_t growing(int64_t first_us, unsigned n, int64_t max_us)
+{
+	return MIN(first_us << MIN(n, 15u), max_us);
+}
+
+static void retry_later(PfFusionVm *vm, uint32_t page, int64_t first_us, int64_t max_us)
+{
+	PfPage *p = pf_page(vm->group, page);
+	int64_t delay_us = growing(first_us, p->tries, max_us);
+
+	p->tries = MIN(p->tries + 1, 15);
+	pf_page_settle_later(vm, page, delay_us);
+}
+
+/* The page has not the bytes of this digest. A hint for another digest, which came meanwhile, still
+ * stands. */
+static void settle_differs(PfFusionVm *vm, uint32_t page, uint32_t entry)
+{
+	if (hinted_entry(vm->group, page) == entry)
+		pf_page_settle_dropped(vm, page);
+	else
+		pf_page_settle(vm, page);
+}
+
+static void settle_refused(PfFusionVm *vm, uint32_t page, uint32_t entry, PfShimResult result)
+{
+	switch (result) {
+	case PF_SHIM_BUSY:
+		retry_later(vm, page, BUSY_US, BUSY_MAX_US);
+		break;
+	case PF_SHIM_NOT_PRESENT:
+		retry_later(vm, page, NOT_PRESENT_US, NOT_PRESENT_MAX_US);
+		break;
+	case PF_SHIM_NO_MAPS:
+	case PF_SHIM_STOPPED:
+		pf_page_settle_later(vm, page, STOPPED_US);
+		break;
+	case PF_SHIM_DIFFERENT:
+		settle_differs(vm, page, entry);
+		break;
+	default:
+		pf_page_settle_dropped(vm, page);
+	}
+}
+
+static PfShimResult checked_result(uint8_t result)
+{
+	return result < PF_SHIM_N_RESULTS ? (PfShimResult)result : PF_SHIM_FAILED;
+}
+
+/* Some page that is hinted to have the entry's digest; there is one. */
+static uint32_t any_hinted(const PfFusionGroup *group, uint32_t entry)
+{
+	uint32_t holder = pf_entry(group, entry)->holders;
+
+	while (pf_holder(group, holder)->pages == 0)
+		holder = pf_holder(group, holder)->next;
+	return pf_holder(group, holder)->pages;
+}
+
+static PfLayoutPlace place_for(const PfFusionGroup *group, uint32_t entry, uint32_t page)
+{
+	const PfPage *p;
+	const PfModule *module;
+
+	if (hinted_entry(group, page) != entry)
+		page = any_hinted(group, entry);
+	p = pf_page(group, page);
+	module = pf_vm_module(pf_holder_vm(group, pf_holder(group, p->holder)), p->module);
+	return (PfLayoutPlace){module->identity, module->n_pages, p->file_page};
+}
+
+static void note_shortage(PfFusionGroup *group)
+{
+	int64_t delay_us = growing(SHORTAGE_US, group->shortages, SHORTAGE_MAX_US);
+
+	if (group->short_of_memory)
+		return;
+	group->short_of_memory = true;
+	group->short_until = pf_ticks_up(group->fusion->now_us + delay_us);
+	group->shortages++;
+}
+
+static bool make_frame(PfFusionGroup *group, const PfOrderedPage *ordered, uint32_t page_of_order,
+	const PfCapture *capture)
+{
+	PfLayoutPlace place = place_for(group, ordered->entry, ordered->page);
+	uint32_t frame;
+
+	if (!pf_layout_take(&group->layout, &place, &frame)) {
+		group->full = true;
+		return false;
+	}
+	if (!capture->publish(capture->userdata, page_of_order, (PfFrame){frame})) {
+		pf_layout_untake(&group->layout, &place, frame);
+		note_shortage(group);
+		return false;
+	}
+	group->shortages = 0;
+	pf_entry_framed(group, ordered->entry, frame);
+	return true;
+}
+
+static void page_captured(
+	PfFusionVm *vm, const PfOrderedPage *ordered, uint32_t i, const PfCapture *capture)
+{
+	PfFusionGroup *group = vm->group;
+	const PfEntry *e = pf_entry(group, ordered->entry);
+	PfShimResult result = checked_result(capture->results[i]);
+
+	if (result != PF_SHIM_DONE) {
+		settle_refused(vm, ordered->page, ordered->entry, result);
+	} else if (!pf_digest_equal(&capture->digests[i], &e->digest)) {
+		vm->stats.capture_mismatches++;
+		settle_differs(vm, ordered->page, ordered->entry);
+	} else {
+		/* A frame that only one VM still wants would save nothing. */
+		if (e->n_hint_vms >= PF_FUSION_ADMISSION)
+			make_frame(group, ordered, i, capture);
+		pf_page_settle(vm, ordered->page);
+	}
+	if (e->state == PF_ENTRY_CAPTURING)
+		pf_entry_uncaptured(group, ordered->entry);
+}
+
+int pf_fusion_captured(PfFusionVm *vm, uint64_t order_id, uint32_t n_pages,
+	const PfCapture *capture, int64_t now_us)
+{
+	PfOrderRecord *record = answered(vm, order_id, PF_ORDER_CAPTURE, n_pages);
+
+	pf_fusion_set_now(vm->group->fusion, now_us);
+	if (!record)
+		return -EPROTO;
+	for (uint32_t i = 0; i < n_pages; i++)
+		page_captured(vm, &g_array_index(record->pages, PfOrderedPage, i), i, capture);
+	pf_order_record_free(record);
+	return 0;
+}
+
+static void page_fused(PfFusionVm *vm, const PfOrderedPage *ordered)
+{
+	PfFusionGroup *group = vm->group;
+	PfFusion *fusion = group->fusion;
+	PfPage *p = pf_page(group, ordered->page);
+
+	p->state = PF_PAGE_FUSED;
+	p->tries = 0;
+	pf_entry_map(vm, ordered->page);
+	if (hinted_entry(group, ordered->page) == ordered->entry)
+		pf_latency_add(&fusion->latency,
+			fusion->now_us - MAX((int64_t)p->since,
+						 pf_entry(group, ordered->entry)->admitted_us));
+}
+
+int pf_fusion_fused(
+	PfFusionVm *vm, uint64_t order_id, uint32_t n_pages, const uint8_t *results, int64_t now_us)
+{
+	PfOrderRecord *record = answered(vm, order_id, PF_ORDER_FUSE, n_pages);
+
+	pf_fusion_set_now(vm->group->fusion, now_us);
+	if (!record)
+		return -EPROTO;
+	for (uint32_t i = 0; i < n_pages; i++) {
+		const PfOrderedPage *ordered = &g_array_index(record->pages, PfOrderedPage, i);
+		PfShimResult result = checked_result(results[i]);
+
+		if (result == PF_SHIM_DONE) {
+			page_fused(vm, ordered);
+			continue;
+		}
+		vm->stats.refused[result]++;
+		settle_refused(vm, ordered->page, ordered->entry, result);
+	}
+	pf_order_record_free(record);
+	return 0;
+}
+
+static bool page_lost(PfFusionVm *vm, uint64_t gfn, uint64_t frame, PfShimLoss loss)
+{
+	PfFusionGroup *group = vm->group;
+	uint32_t page = pf_page_find(vm, gfn);
+	const PfPage *p = page != 0 ? pf_page(group, page) : NULL;
+	uint32_t target;
+
+	if (!p || p->state != PF_PAGE_FUSED || pf_entry(group, p->target)->frame != frame)
+		return false;
+	target = p->target;
+	pf_entry_unmap(vm, page);
+	if (loss == PF_SHIM_LOST_REVOKED) {
+		pf_page_revoked(vm, page);
+		vm->stats.revoked++;
+		group->fusion->stats.revoked++;
+	}
+	if (hinted_entry(group, page) == target)
+		pf_page_settle_dropped(vm, page);
+	else
+		pf_page_settle_new(vm, page);
+	return true;
+}
+
+int pf_fusion_lost(
+	PfFusionVm *vm, PfGfn gfn, PfFrame frame, uint32_t n_pages, PfShimLoss loss, int64_t now_us)
+{
+	uint32_t misses = 0;
+
+	pf_fusion_set_now(vm->group->fusion, now_us);
+	for (uint32_t i = 0; i < n_pages && misses < LOST_MAX_MISSES; i++) {
+		if (!page_lost(vm, gfn.v + i, frame.v + i, loss))
+			misses++;
+	}
+	return misses > 0 ? -EPROTO : 0;
+}
+
+void pf_vm_forget_orders(PfFusionVm *vm)
+{
+	g_autoptr(GPtrArray) orders = vm->orders;
+
+	vm->orders = g_ptr_array_new_with_free_func((GDestroyNotify)pf_order_record_free);
+	for (guint i = 0; i < orders->len; i++) {
+		const PfOrderRecord *record = orders->pdata[i];
+
+		for (guint k = 0; k < record->pages->len; k++) {
+			const PfOrderedPage *ordered =
+				&g_array_index(record->pages, PfOrderedPage, k);
+
+			pf_page_settle(vm, ordered->page);
+			if (record->type == PF_ORDER_CAPTURE)
+				pf_entry_uncaptured(vm->group, ordered->entry);
+		}
+	}
+}

@@ -1,0 +1,338 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * Pages and hints.
+ *
+ * A page record exists for each gfn that has a standing hint, is in an order, is fused, or was
+ * revoked not long ago. It has at most one hint, so what a guest can make us hold is bounded by the
+ * pages of its RAM, whatever it says. It is found by gfn, by (module, page of the file) while
+ * hinted, and stands in the ring of its holder (fusion_entry.c) while hinted, and in one queue at
+ * most. A hint that is void (DROPPED in fusion.h) is simply taken away.
+ *
+ * What the host does with a page goes its own way beside the hint: an ordered or fused page keeps
+ * its record without a hint, and its hint may name another digest than the one that it is ordered
+ * or fused for. Such a hint counts for its digest, and waits. When the order has failed, or the
+ * page was lost, the page is "settled": its hint decides what comes next.
+ *
+ * Delays are taken from a short list of lengths, and each length has a queue of its own. So each
+ * queue is in the order of time by itself, and looking for what is over looks at the heads only.
+ * Memory of revokes: a page that was revoked n times in sequence has to wait 2^(n-1) seconds from
+ * the last revoke on before a new hint for it counts, an hour at most; after six peaceful hours it
+ * starts anew.
+ */
+#include "host-service/fusion_private.h"
+
+#define SECOND           INT64_C(1000000)
+#define REVOKE_MAX_US    (3600 * SECOND)
+#define REVOKE_PEACE_US  (6 * 3600 * SECOND)
+#define REVOKE_MAX_LEVEL 13 /* 2^12 seconds are more than an hour */
+
+static const int64_t delays_us[] = {
+	SECOND / 2,
+	1 * SECOND,
+	2 * SECOND,
+	4 * SECOND,
+	8 * SECOND,
+	16 * SECOND,
+	32 * SECOND,
+	60 * SECOND,
+	64 * SECOND,
+	128 * SECOND,
+	256 * SECOND,
+	300 * SECOND,
+	512 * SECOND,
+	1024 * SECOND,
+	2048 * SECOND,
+	3600 * SECOND,
+};
+static_assert(G_N_ELEMENTS(delays_us) == PF_FUSION_N_DELAYS, "one queue a length");
+
+static uint64_t gfn_hash(const void *context, uint32_t page)
+{
+	const PfFusionGroup *group = context;
+
+	return pf_hash_u64(group->seed, pf_page(group, page)->gfn);
+}
+
+static bool gfn_match(const void *context, uint32_t page, const void *key)
+{
+	return pf_page(context, page)->gfn == *(const uint64_t *)key;
+}
+
+uint32_t pf_page_find(const PfFusionVm *vm, uint64_t gfn)
+{
+	return pf_index_find(
+		&vm->pages, pf_hash_u64(vm->group->seed, gfn), gfn_match, vm->group, &gfn);
+}
+
+uint32_t pf_page_get(PfFusionVm *vm, uint64_t gfn)
+{
+	uint32_t page = pf_page_find(vm, gfn);
+
+	if (page != 0)
+		return page;
+	page = pf_pool_take(&vm->group->pages);
+	pf_page(vm->group, page)->gfn = gfn;
+	pf_index_insert(&vm->pages, page, gfn_hash, vm->group);
+	return page;
+}
+
+static int64_t since_revoked_us(const PfFusionVm *vm, const PfPage *p)
+{
+	return vm->group->fusion->now_us - (int64_t)p->when * PF_FUSION_TICK_US;
+}
+
+static void forget_if_idle(PfFusionVm *vm, uint32_t page)
+{
+	const PfPage *p = pf_page(vm->group, page);
+
+	if (p->state != PF_PAGE_NONE || p->holder != 0)
+		return;
+	if (p->revokes != 0 && since_revoked_us(vm, p) <= REVOKE_PEACE_US)
+		return;
+	pf_index_remove(&vm->pages, page, gfn_hash, vm->group);
+	pf_pool_give(&vm->group->pages, page);
+}
+
+static uint64_t file_page_hash(const void *context, uint32_t page)
+{
+	const PfFusionGroup *group = context;
+
+	return pf_hash_u64(group->seed, pf_page(group, page)->file_page);
+}
+
+static bool file_page_match(const void *context, uint32_t page, const void *key)
+{
+	return pf_page(context, page)->file_page == *(const uint32_t *)key;
+}
+
+uint32_t pf_page_by_file(const PfFusionVm *vm, const PfModule *module, uint32_t file_page)
+{
+	return pf_index_find(&module->pages, pf_hash_u64(vm->group->seed, file_page),
+		file_page_match, vm->group, &file_page);
+}
+
+PfModule *pf_vm_module(const PfFusionVm *vm, uint32_t module_id)
+{
+	PfModule *module;
+
+	if (module_id >= vm->modules->len)
+		return NULL;
+	module = &g_array_index(vm->modules, PfModule, module_id);
+	return module->n_pages > 0 ? module : NULL;
+}
+
+static gint compare_gfn(gconstpointer a, gconstpointer b, gpointer userdata)
+{
+	uint64_t x = pf_page(userdata, *(const uint32_t *)a)->gfn;
+	uint64_t y = pf_page(userdata, *(const uint32_t *)b)->gfn;
+
+	return x < y ? -1 : x > y;
+}
+
+GArray *pf_vm_pages(const PfFusionVm *vm)
+{
+	GArray *pages = g_array_sized_new(FALSE, FALSE, sizeof(uint32_t), vm->pages.count);
+
+	for (uint32_t i = 0; i < vm->pages.capacity; i++) {
+		if (vm->pages.slots[i] != 0)
+			g_array_append_val(pages, vm->pages.slots[i]);
+	}
+	g_array_sort_with_data(pages, compare_gfn, vm->group);
+	return pages;
+}
+
+void pf_queue_push(PfFusionGroup *group, PfQueue *queue, uint32_t page)
+{
+	PfPage *p = pf_page(group, page);
+
+	p->queue_next = 0;
+	p->queue_prev = queue->tail;
+	if (queue->tail != 0)
+		pf_page(group, queue->tail)->queue_next = page;
+	else
+		queue->head = page;
+	queue->tail = page;
+}
+
+void pf_queue_remove(PfFusionGroup *group, PfQueue *queue, uint32_t page)
+{
+	PfPage *p = pf_page(group, page);
+
+	if (p->queue_next != 0)
+		pf_page(group, p->queue_next)->queue_prev = p->queue_prev;
+	else
+		queue->tail = p->queue_prev;
+	if (p->queue_prev != 0)
+		pf_page(group, p->queue_prev)->queue_next = p->queue_next;
+	else
+		queue->head = p->queue_next;
+}
+
+void pf_page_hint(PfFusionVm *vm, uint32_t page, uint32_t module_id, uint32_t file_page,
+	const PfDigest *digest)
+{
+	PfFusionGroup *group = vm->group;
+	PfPage *p = pf_page(group, page);
+
+	p->module = module_id;
+	p->file_page = file_page;
+	p->since = (uint64_t)group->fusion->now_us;
+	p->tries = 0;
+	p->holder = pf_holder_get(vm, pf_entry_get(group, digest));
+	pf_index_insert(&pf_vm_module(vm, module_id)->pages, page, file_page_hash, group);
+	vm->stats.hinted++;
+	if (p->state != PF_PAGE_FUSED)
+		group->fusion->stats.candidates++;
+	pf_holder_add_page(group, page);
+}
+
+/* Out of its queue, if it is in one. A CANDIDATE leaves its queue with its ring. */
+static void leave_queue(PfFusionVm *vm, uint32_t page)
+{
+	PfPage *p = pf_page(vm->group, page);
+
+	if (p->state == PF_PAGE_READY)
+		pf_queue_remove(vm->group, &vm->fusible, page);
+	else if (p->state == PF_PAGE_DELAYED)
+		pf_queue_remove(vm->group, &vm->group->delayed[p->delay_class], page);
+}
+
+static void take_hint_away(PfFusionVm *vm, uint32_t page)
+{
+	PfFusionGroup *group = vm->group;
+	PfPage *p = pf_page(group, page);
+
+	leave_queue(vm, page);
+	pf_index_remove(&pf_vm_module(vm, p->module)->pages, page, file_page_hash, group);
+	vm->stats.hinted--;
+	if (p->state != PF_PAGE_FUSED)
+		group->fusion->stats.candidates--;
+	pf_holder_remove_page(group, page);
+	if (p->state < PF_PAGE_CAPTURING)
+		p->state = PF_PAGE_NONE;
+}
+
+void pf_page_unhint(PfFusionVm *vm, uint32_t page)
+{
+	take_hint_away(vm, page);
+	forget_if_idle(vm, page);
+}
+
+void pf_page_settle(PfFusionVm *vm, uint32_t page)
+{
+	PfFusionGroup *group = vm->group;
+	PfPage *p = pf_page(group, page);
+
+	p->state = PF_PAGE_NONE;
+	p->target = 0;
+	if (p->holder == 0) {
+		forget_if_idle(vm, page);
+		return;
+	}
+	if (pf_entry(group, pf_holder(group, p->holder)->entry)->state == PF_ENTRY_FRAMED) {
+		p->state = PF_PAGE_READY;
+		pf_queue_push(group, &vm->fusible, page);
+		return;
+	}
+	pf_holder_page_idle(group, page);
+}
+
+static unsigned delay_class(int64_t delay_us)
+{
+	unsigned i = 0;
+
+	while (i < PF_FUSION_N_DELAYS - 1 && delays_us[i] < delay_us)
+		i++;
+	return i;
+}
+
+void pf_page_settle_later(PfFusionVm *vm, uint32_t page, int64_t delay_us)
+{
+	PfFusionGroup *group = vm->group;
+	PfPage *p = pf_page(group, page);
+
+	p->target = 0;
+	if (p->holder == 0) {
+		pf_page_settle(vm, page);
+		return;
+	}
+	p->state = PF_PAGE_DELAYED;
+	p->delay_class = delay_class(delay_us);
+	p->when = pf_ticks_up(group->fusion->now_us + delays_us[p->delay_class]);
+	pf_queue_push(group, &group->delayed[p->delay_class], page);
+}
+
+void pf_page_settle_dropped(PfFusionVm *vm, uint32_t page)
+{
+	PfPage *p = pf_page(vm->group, page);
+
+	p->state = PF_PAGE_NONE;
+	p->target = 0;
+	if (p->holder != 0)
+		take_hint_away(vm, page);
+	forget_if_idle(vm, page);
+}
+
+void pf_page_settle_new(PfFusionVm *vm, uint32_t page)
+{
+	PfPage *p = pf_page(vm->group, page);
+	int64_t wait_us;
+
+	p->since = (uint64_t)vm->group->fusion->now_us;
+	if (p->revokes == 0) {
+		pf_page_settle(vm, page);
+		return;
+	}
+	wait_us = MIN(SECOND << (p->revokes - 1), REVOKE_MAX_US) - since_revoked_us(vm, p);
+	if (wait_us <= 0) {
+		pf_page_settle(vm, page);
+		return;
+	}
+	pf_page_settle_later(vm, page, wait_us);
+	p->since = (uint64_t)p->when * PF_FUSION_TICK_US;
+}
+
+void pf_page_revoked(PfFusionVm *vm, uint32_t page)
+{
+	PfPage *p = pf_page(vm->group, page);
+
+	if (p->revokes > 0 && since_revoked_us(vm, p) > REVOKE_PEACE_US)
+		p->revokes = 0;
+	p->revokes = MIN(p->revokes + 1, REVOKE_MAX_LEVEL);
+	p->when = (uint32_t)(vm->group->fusion->now_us / PF_FUSION_TICK_US);
+}
+
+void pf_group_tick(PfFusionGroup *group)
+{
+	uint32_t now = (uint32_t)(group->fusion->now_us / PF_FUSION_TICK_US);
+
+	for (unsigned i = 0; i < PF_FUSION_N_DELAYS; i++) {
+		PfQueue *queue = &group->delayed[i];
+
+		while (queue->head != 0 && pf_page(group, queue->head)->when <= now) {
+			uint32_t page = queue->head;
+			const PfPage *p = pf_page(group, page);
+
+			pf_queue_remove(group, queue, page);
+			pf_page_settle(pf_holder_vm(group, pf_holder(group, p->holder)), page);
+		}
+	}
+	if (group->short_of_memory && group->short_until <= now)
+		group->short_of_memory = false;
+}
+
+bool pf_group_next_tick(const PfFusionGroup *group, uint32_t *when)
+{
+	bool found = group->short_of_memory;
+
+	*when = group->short_until;
+	for (unsigned i = 0; i < PF_FUSION_N_DELAYS; i++) {
+		uint32_t head = group->delayed[i].head;
+
+		if (head == 0 || (found && pf_page(group, head)->when >= *when))
+			continue;
+		*when = pf_page(group, head)->when;
+		found = true;
+	}
+	return found;
+}

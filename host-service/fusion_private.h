@@ -1,0 +1,248 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#pragma once
+/*
+ * The records of `fusion` and what its files do for each other. fusion_page.c has the theory of the
+ * records.
+ */
+#include "host-service/fusion.h"
+#include "host-service/fusion_index.h"
+#include "host-service/fusion_layout.h"
+#include "host-service/latency_histogram.h"
+#include <assert.h>
+
+#define PF_FUSION_ADMISSION 2u /* VMs that must hint a digest before it is worth a frame */
+#define PF_FUSION_GFN_BITS  40 /* 52 bits of guest-physical address */
+#define PF_FUSION_TICK_US   INT64_C(100000) /* back-offs are kept in these units, rounded up */
+#define PF_FUSION_MAX_US                                                                           \
+	((INT64_C(1) << 47) - 1) /* since the first call; the clock stands still then */
+#define PF_FUSION_N_DELAYS 16u
+#define PF_NO_FRAME        UINT32_MAX
+
+typedef enum PfPageState {
+	PF_PAGE_NONE,      /* no hint; the record only remembers that the page was revoked */
+	PF_PAGE_IDLE,      /* hinted; its digest has no frame */
+	PF_PAGE_CANDIDATE, /* likewise, and the page may be captured: it is in vm->candidates */
+	PF_PAGE_READY,     /* hinted; its digest has a frame: it is in vm->fusible */
+	PF_PAGE_DELAYED,   /* hinted; nothing is done before `when`: it is in group->delayed */
+	PF_PAGE_CAPTURING, /* in an order of the VM; hinted or not */
+	PF_PAGE_ORDERED,   /* in an order of the VM, to be fused to `target`; hinted or not */
+	PF_PAGE_FUSED, /* mapped to the frame of `target`; hinted or not, maybe with another digest
+			*/
+} PfPageState;
+
+/* One page of a VM's RAM. The links are numbers of pages of the group, 0: none. */
+typedef struct PfPage {
+	uint64_t gfn : PF_FUSION_GFN_BITS;
+	uint64_t state : 4;       /* PfPageState */
+	uint64_t tries : 4;       /* busy or not present, in sequence */
+	uint64_t revokes : 4;     /* in sequence; 0: none, or forgotten */
+	uint64_t delay_class : 4; /* DELAYED: which of group->delayed */
+	uint64_t : 0;
+	uint64_t since : 48;  /* us: when it was hinted */
+	uint64_t module : 16; /* of the hint */
+	uint32_t file_page;   /* of the hint */
+	uint32_t when;        /* ticks; DELAYED: the end of it, else with revokes: the last one */
+	uint32_t holder;      /* of the hint; 0: no hint stands */
+	uint32_t target;      /* ORDERED, FUSED: an entry with a frame */
+	uint32_t hint_next, hint_prev; /* ring of the holder's pages */
+	uint32_t queue_next, queue_prev;
+} PfPage;
+static_assert(sizeof(PfPage) == 48, "there are millions of them");
+
+/* What one VM has to do with one digest. */
+typedef struct PfHolder {
+	uint32_t entry;
+	uint32_t vm;    /* slot in group->vms */
+	uint32_t pages; /* ring of the pages with a hint: CANDIDATE first, then IDLE, then others */
+	uint32_t n_hints;    /* pages in that ring */
+	uint32_t n_maps;     /* pages of the VM that are mapped to the frame, hinted or not */
+	uint32_t next, prev; /* holders of the entry */
+} PfHolder;
+static_assert(sizeof(PfHolder) == 28, "there are millions of them");
+
+typedef enum PfEntryState {
+	PF_ENTRY_WAITING,   /* too few VMs hint it */
+	PF_ENTRY_WANTED,    /* each holder with an IDLE page offers one as CANDIDATE */
+	PF_ENTRY_CAPTURING, /* one order has a page for it */
+	PF_ENTRY_FRAMED,    /* for ever: frames are not freed while the group lives */
+} PfEntryState;
+
+/* One digest of a group. */
+typedef struct PfEntry {
+	PfDigest digest;
+	int64_t admitted_us;
+	uint32_t frame;      /* FRAMED only, else PF_NO_FRAME */
+	uint32_t holders;    /* list */
+	uint32_t n_hint_vms; /* holders with a hint */
+	uint32_t n_map_vms;  /* holders with a mapping */
+	uint32_t
+		map_vms_xor; /* exclusive or of these holders' numbers: with one left, its number */
+	uint32_t n_maps;     /* mappings of all */
+	uint32_t state;      /* PfEntryState */
+} PfEntry;
+static_assert(sizeof(PfEntry) == 72, "there are millions of them");
+
+typedef struct PfQueue {
+	uint32_t head, tail; /* pages */
+} PfQueue;
+
+typedef struct PfModule {
+	PfIndex pages;     /* hinted, by file_page */
+	uint64_t identity; /* see PfLayoutPlace */
+	uint32_t n_pages;  /* 0: not declared */
+} PfModule;
+
+typedef struct PfOrderedPage {
+	uint32_t page;
+	uint32_t entry; /* the page is captured for it, or fused to its frame */
+} PfOrderedPage;
+
+typedef struct PfOrderRecord {
+	uint64_t id;
+	PfOrderType type;
+	GArray *pages; /* of PfOrderedPage, in the order of the runs; owned */
+} PfOrderRecord;
+
+struct PfFusionVm {
+	PfFusionGroup *group;
+	uint32_t slot; /* in group->vms */
+	void *userdata;
+	bool ready;
+	PfIndex pages;      /* by gfn */
+	PfIndex holders;    /* by entry */
+	GArray *modules;    /* of PfModule, by module_id; owned */
+	PfQueue candidates; /* to capture */
+	PfQueue fusible;
+	GPtrArray *orders; /* of PfOrderRecord, without an answer yet; owned */
+	PfFusionVmStats stats;
+};
+
+struct PfFusionGroup {
+	PfFusion *fusion;
+	char *name;
+	uint64_t seed;  /* of all hashes */
+	GPtrArray *vms; /* by slot; NULL where one has left */
+	uint32_t n_vms;
+	PfPool pages, holders, entries;
+	PfIndex digests; /* entries */
+	PfLayout layout;
+	PfQueue delayed[PF_FUSION_N_DELAYS]; /* each in the order of `when` */
+	bool short_of_memory;                /* nothing is captured until short_until */
+	uint32_t short_until;                /* ticks */
+	uint32_t shortages;                  /* in sequence */
+	bool full; /* no frame number is left: nothing is captured any more */
+	uint64_t n_frames;
+};
+
+struct PfFusion {
+	GHashTable *groups; /* name -> PfFusionGroup */
+	GPtrArray *vms;     /* PfFusionVm */
+	int64_t epoch_us;   /* the caller's time of the first call that had one; everything inside
+			       counts from it */
+	int64_t now_us;     /* latest, since the epoch */
+	bool started;       /* epoch_us is set */
+	uint64_t last_order_id;
+	PfFusionStats stats;
+	PfLatencyHistogram latency;
+};
+
+static inline PfPage *pf_page(const PfFusionGroup *group, uint32_t page)
+{
+	return pf_pool_at(&group->pages, page);
+}
+
+static inline PfHolder *pf_holder(const PfFusionGroup *group, uint32_t holder)
+{
+	return pf_pool_at(&group->holders, holder);
+}
+
+static inline PfEntry *pf_entry(const PfFusionGroup *group, uint32_t entry)
+{
+	return pf_pool_at(&group->entries, entry);
+}
+
+static inline PfFusionVm *pf_holder_vm(const PfFusionGroup *group, const PfHolder *holder)
+{
+	return group->vms->pdata[holder->vm];
+}
+
+/* fusion_entry.c: digests, who holds them, who maps them */
+
+/* Finds or makes. A new entry must get a holder, and a new holder a hint or a mapping. */
+uint32_t pf_entry_get(PfFusionGroup *group, const PfDigest *digest);
+uint32_t pf_entry_find(const PfFusionGroup *group, const PfDigest *digest);
+uint32_t pf_holder_get(PfFusionVm *vm, uint32_t entry);
+uint32_t pf_holder_find(const PfFusionVm *vm, uint32_t entry);
+
+/* The page joins the ring of its holder, as none that could be captured; or leaves it. */
+void pf_holder_add_page(PfFusionGroup *group, uint32_t page);
+void pf_holder_remove_page(PfFusionGroup *group, uint32_t page);
+
+/* The page, which is in the ring, may be captured from now on; or is in an order now. */
+void pf_holder_page_idle(PfFusionGroup *group, uint32_t page);
+void pf_holder_page_taken(PfFusionGroup *group, uint32_t page);
+
+/* One page of the entry is being captured, so no other may be; the attempt failed; it has a frame
+ * now. */
+void pf_entry_capturing(PfFusionGroup *group, uint32_t entry);
+void pf_entry_uncaptured(PfFusionGroup *group, uint32_t entry);
+void pf_entry_framed(PfFusionGroup *group, uint32_t entry, uint32_t frame);
+
+/* The page was mapped to the frame of its target (it is FUSED), or is to be no more (it still is).
+ */
+void pf_entry_map(PfFusionVm *vm, uint32_t page);
+void pf_entry_unmap(PfFusionVm *vm, uint32_t page);
+
+/* fusion_page.c: pages, hints, queues */
+uint32_t pf_page_find(const PfFusionVm *vm, uint64_t gfn);
+uint32_t pf_page_get(PfFusionVm *vm, uint64_t gfn);
+uint32_t pf_page_by_file(const PfFusionVm *vm, const PfModule *module, uint32_t file_page);
+PfModule *pf_vm_module(const PfFusionVm *vm, uint32_t module_id); /* NULL: not declared */
+
+/* All pages of the VM that have a record, by gfn; of uint32_t, to be freed by the caller. */
+GArray *pf_vm_pages(const PfFusionVm *vm);
+
+void pf_queue_push(PfFusionGroup *group, PfQueue *queue, uint32_t page);
+void pf_queue_remove(PfFusionGroup *group, PfQueue *queue, uint32_t page);
+
+/* A hint for the page, which has none. What has to come next depends on its state. */
+void pf_page_hint(PfFusionVm *vm, uint32_t page, uint32_t module_id, uint32_t file_page,
+	const PfDigest *digest);
+
+/* Takes the page's hint away; the record may be gone then. */
+void pf_page_unhint(PfFusionVm *vm, uint32_t page);
+
+/*
+ * The page is neither ordered nor fused (any more): its hint, if it has one, is looked at afresh.
+ * Without a hint and without revokes to remember, the record is gone then.
+ */
+void pf_page_settle(PfFusionVm *vm, uint32_t page);
+void pf_page_settle_later(PfFusionVm *vm, uint32_t page, int64_t delay_us);
+void pf_page_settle_dropped(PfFusionVm *vm, uint32_t page); /* its hint is void */
+
+/* As pf_page_settle() for a hint that is new: a page revoked a while ago has to wait. */
+void pf_page_settle_new(PfFusionVm *vm, uint32_t page);
+
+/* One more revoke to remember. */
+void pf_page_revoked(PfFusionVm *vm, uint32_t page);
+
+/* Ends the delays that are over. */
+void pf_group_tick(PfFusionGroup *group);
+
+/* When the next delay of the group ends, in ticks; false: there is none. */
+bool pf_group_next_tick(const PfFusionGroup *group, uint32_t *when);
+
+/* fusion_order.c */
+
+/* Time since the epoch; never goes back. */
+int64_t pf_fusion_set_now(PfFusion *fusion, int64_t now_us);
+bool pf_vm_has_orders(const PfFusionVm *vm);
+
+/* None of the VM's orders will be answered: their pages are settled. */
+void pf_vm_forget_orders(PfFusionVm *vm);
+void pf_order_record_free(PfOrderRecord *record);
+
+static inline uint32_t pf_ticks_up(int64_t us)
+{
+	return (uint32_t)((us + PF_FUSION_TICK_US - 1) / PF_FUSION_TICK_US);
+}

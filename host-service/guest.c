@@ -1,0 +1,426 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#include "host-service/guest.h"
+#include "common/log.h"
+#include <errno.h>
+#include <glib-unix.h>
+#include <string.h>
+#include <sys/random.h>
+#include <unistd.h>
+
+#define REOPEN_S       1
+#define REOPEN_FLOOD_S 10
+#define READ_SIZE      65536
+
+struct PfGuest {
+	int refs; /* one for the owner, one for each answer of the broker that is awaited */
+	gboolean closed;
+	PfBroker *broker;
+	PfFusionVm *fusion;
+	char *uuid, *name;
+	guint64 memory_pages; /* what the VM can have at most */
+	const PfGuestEvents *events;
+	void *userdata;
+
+	PfSession *session;
+	gboolean available, opening;
+	int channel; /* -1: not open */
+	guint read_source, write_source, reopen_source;
+
+	char *agent_version, *kernel;
+	uint32_t page_size; /* of the guest; 0: no agent was heard of */
+	gboolean lies;      /* it claims more RAM than the VM can have: nothing it says is taken */
+	PfGuestRange ranges[PF_SESSION_MAX_RAM_RANGES];
+	PfHva hvas[PF_SESSION_MAX_RAM_RANGES];
+	size_t n_ranges;
+	guint question; /* number of the newest question for hvas: older answers are void */
+	gboolean located;
+};
+
+static void open_channel(PfGuest *guest);
+
+static void unref(PfGuest *guest)
+{
+	if (--guest->refs > 0)
+		return;
+	g_free(guest->uuid);
+	g_free(guest->name);
+	g_free(guest->agent_version);
+	g_free(guest->kernel);
+	g_free(guest);
+}
+
+/* Where RAM is */
+
+typedef struct Question {
+	PfGuest *guest; /* a reference */
+	guint number;
+} Question;
+
+static void on_located(GObject *source, GAsyncResult *result, gpointer userdata)
+{
+	g_autofree Question *question = userdata;
+	PfGuest *guest = question->guest;
+	g_autoptr(GError) error = NULL;
+	g_autofree PfHva *hvas = NULL;
+	size_t n = 0;
+
+	if (!pf_broker_translate_finish(guest->broker, result, &hvas, &n, &error))
+		n = 0;
+	if (!guest->closed && question->number == guest->question) {
+		if (n > 0 && n == guest->n_ranges) {
+			memcpy(guest->hvas, hvas, n * sizeof *hvas);
+			guest->located = TRUE;
+			guest->events->changed(guest->userdata);
+		} else {
+			pf_warning("%s: its RAM cannot be found in QEMU: %s", guest->name,
+				error ? error->message : "libvirt's answer does not fit");
+		}
+	}
+	unref(guest);
+}
+
+static void locate(PfGuest *guest)
+{
+	Question *question = g_new(Question, 1);
+
+	guest->refs++;
+	*question = (Question){guest, ++guest->question};
+	pf_broker_translate(
+		guest->broker, guest->uuid, guest->ranges, guest->n_ranges, on_located, question);
+}
+
+PfHva pf_guest_hva(const PfGuest *guest, PfGfn gfn, uint32_t n_pages)
+{
+	for (size_t i = 0; guest->located && i < guest->n_ranges; i++) {
+		uint64_t page = gfn.v - guest->ranges[i].first.v;
+
+		if (gfn.v >= guest->ranges[i].first.v && page < guest->ranges[i].n_pages &&
+			n_pages <= guest->ranges[i].n_pages - page && guest->hvas[i].v != 0)
+			return (PfHva){guest->hvas[i].v + page * PF_PAGE_SIZE};
+	}
+	return (PfHva){0};
+}
+
+uint64_t pf_guest_gfn(const PfGuest *guest, PfHva hva, PfGfn *gfn)
+{
+	for (size_t i = 0; guest->located && i < guest->n_ranges; i++) {
+		uint64_t page = (hva.v - guest->hvas[i].v) / PF_PAGE_SIZE;
+
+		if (guest->hvas[i].v == 0 || hva.v < guest->hvas[i].v ||
+			page >= guest->ranges[i].n_pages)
+			continue;
+		*gfn = (PfGfn){guest->ranges[i].first.v + page};
+		return guest->ranges[i].n_pages - page;
+	}
+	return 0;
+}
+
+/* What the session says */
+
+/*
+ * Adjacent ranges become one: a run of consecutive pages then always lies in one. FALSE: they are
+ * what they were, and so is where they lie, for the QEMU process is the same.
+ */
+static gboolean take_ranges(PfGuest *guest, const PfGuestInfo *info)
+{
+	PfGuestRange ranges[PF_SESSION_MAX_RAM_RANGES];
+	size_t n = 0;
+
+	for (size_t i = 0; i < info->n_ram; i++) {
+		PfGuestRange *last = n > 0 ? &ranges[n - 1] : NULL;
+
+		if (last && last->first.v + last->n_pages == info->ram[i].first.v)
+			last->n_pages += info->ram[i].n_pages;
+		else
+			ranges[n++] = info->ram[i];
+	}
+	if (n == guest->n_ranges && memcmp(ranges, guest->ranges, n * sizeof *ranges) == 0)
+		return FALSE;
+	memcpy(guest->ranges, ranges, n * sizeof *ranges);
+	guest->n_ranges = n;
+	return TRUE;
+}
+
+static void set_text(char **where, const char *text)
+{
+	g_free(*where);
+	*where = g_strdup(text);
+}
+
+static guint64 n_pages(const PfGuestInfo *info)
+{
+	guint64 n = 0;
+
+	for (size_t i = 0; i < info->n_ram; i++)
+		n += info->ram[i].n_pages;
+	return n;
+}
+
+static void on_started(void *userdata, const PfGuestInfo *info)
+{
+	PfGuest *guest = userdata;
+
+	set_text(&guest->agent_version, info->agent_version);
+	set_text(&guest->kernel, info->kernel);
+	guest->page_size = info->page_size;
+	pf_info("%s: agent %s on Linux %s", guest->name, info->agent_version, info->kernel);
+	pf_fusion_session_started(guest->fusion);
+	guest->lies = n_pages(info) > guest->memory_pages;
+	if (guest->lies)
+		pf_warning("%s: its agent claims more RAM than the VM can have", guest->name);
+	if (take_ranges(guest, info) || !guest->located) {
+		gboolean was_located = guest->located;
+
+		guest->located = FALSE;
+		if (was_located)
+			guest->events->moved(guest->userdata);
+		if (info->page_size == PF_PAGE_SIZE && !guest->lies)
+			locate(guest);
+	}
+	guest->events->changed(guest->userdata);
+}
+
+static void on_module(void *userdata, uint32_t module_id, const PfModuleInfo *info)
+{
+	PfGuest *guest = userdata;
+
+	pf_fusion_module(guest->fusion, module_id, info);
+}
+
+static void on_hints(void *userdata, uint32_t module_id, uint64_t file_page, PfGfn gfn,
+	uint32_t count, const PfDigest *digests)
+{
+	PfGuest *guest = userdata;
+
+	/* Hints cost memory by the page: no more than the VM has. */
+	if (!guest->lies)
+		pf_fusion_hints(guest->fusion, module_id, file_page, gfn, count, digests,
+			g_get_monotonic_time());
+}
+
+static void on_withdrawn(void *userdata, uint32_t module_id, uint64_t file_page, uint64_t n_pages)
+{
+	PfGuest *guest = userdata;
+
+	pf_fusion_withdrawn(guest->fusion, module_id, file_page, n_pages);
+}
+
+static void on_reported(void *userdata, uint64_t n_modules, uint64_t n_pages)
+{
+	PfGuest *guest = userdata;
+
+	pf_debug("%s: reported %" G_GUINT64_FORMAT " pages of %" G_GUINT64_FORMAT " modules",
+		guest->name, n_pages, n_modules);
+}
+
+static const PfSessionSink sink = {on_started, on_module, on_hints, on_withdrawn, on_reported};
+
+static uint64_t new_session_id(void *userdata)
+{
+	uint64_t id = 0;
+
+	while (id == 0)
+		if (getrandom(&id, sizeof id, 0) != sizeof id)
+			id = ((uint64_t)g_random_int() << 32) | g_random_int();
+	return id;
+}
+
+/* The channel */
+
+static gboolean on_reopen(gpointer userdata)
+{
+	PfGuest *guest = userdata;
+
+	guest->reopen_source = 0;
+	open_channel(guest);
+	return G_SOURCE_REMOVE;
+}
+
+static void close_channel(PfGuest *guest)
+{
+	g_clear_handle_id(&guest->read_source, g_source_remove);
+	g_clear_handle_id(&guest->write_source, g_source_remove);
+	if (guest->channel >= 0)
+		close(guest->channel);
+	guest->channel = -1;
+}
+
+static void reopen_later(PfGuest *guest, guint seconds)
+{
+	close_channel(guest);
+	if (guest->available && !guest->reopen_source)
+		guest->reopen_source = g_timeout_add_seconds(seconds, on_reopen, guest);
+}
+
+static gboolean on_writable(gint fd, GIOCondition condition, gpointer userdata);
+
+/* FALSE: the channel has failed. */
+static gboolean flush(PfGuest *guest)
+{
+	const uint8_t *data;
+	size_t size;
+
+	while (data = pf_session_output(guest->session, &size), size > 0) {
+		ssize_t n = write(guest->channel, data, size);
+
+		if (n < 0 && errno == EAGAIN) {
+			if (!guest->write_source)
+				guest->write_source =
+					g_unix_fd_add(guest->channel, G_IO_OUT, on_writable, guest);
+			return TRUE;
+		}
+		if (n < 0 && errno != EINTR)
+			return FALSE;
+		if (n > 0)
+			pf_session_sent(guest->session, (size_t)n);
+	}
+	g_clear_handle_id(&guest->write_source, g_source_remove);
+	return TRUE;
+}
+
+static gboolean on_writable(gint fd, GIOCondition condition, gpointer userdata)
+{
+	PfGuest *guest = userdata;
+
+	if (!flush(guest))
+		reopen_later(guest, REOPEN_S);
+	return guest->write_source ? G_SOURCE_CONTINUE : G_SOURCE_REMOVE;
+}
+
+/* 0, or for how many seconds the channel is to be closed. */
+static guint feed(PfGuest *guest)
+{
+	uint8_t data[READ_SIZE];
+	ssize_t n = read(guest->channel, data, sizeof data);
+	int result;
+
+	if (n < 0 && (errno == EAGAIN || errno == EINTR))
+		return 0;
+	if (n <= 0)
+		return REOPEN_S;
+	result = pf_session_feed(guest->session, data, (size_t)n);
+	if (result != PF_SESSION_OK) {
+		pf_warning("%s: its agent sends %s; its channel is closed for %d s", guest->name,
+			result == PF_SESSION_E_FLOOD ? "more than it may"
+						     : "what needs more memory than there is",
+			REOPEN_FLOOD_S);
+		return REOPEN_FLOOD_S;
+	}
+	return flush(guest) ? 0 : REOPEN_S;
+}
+
+static gboolean on_readable(gint fd, GIOCondition condition, gpointer userdata)
+{
+	PfGuest *guest = userdata;
+	guint seconds = feed(guest);
+
+	if (seconds > 0)
+		reopen_later(guest, seconds);
+	guest->events->changed(guest->userdata);
+	return G_SOURCE_CONTINUE;
+}
+
+static void on_opened(GObject *source, GAsyncResult *result, gpointer userdata)
+{
+	PfGuest *guest = userdata;
+	g_autoptr(GError) error = NULL;
+	int fd = pf_broker_open_channel_finish(guest->broker, result, &error);
+
+	guest->opening = FALSE;
+	if (guest->closed || !guest->available) {
+		if (fd >= 0)
+			close(fd);
+	} else if (fd < 0) {
+		pf_debug("%s: %s", guest->name, error->message);
+		reopen_later(guest, REOPEN_S);
+	} else {
+		guest->channel = fd;
+		guest->read_source =
+			g_unix_fd_add(fd, G_IO_IN | G_IO_HUP | G_IO_ERR, on_readable, guest);
+		pf_session_open(guest->session);
+		if (!flush(guest))
+			reopen_later(guest, REOPEN_S);
+	}
+	unref(guest);
+}
+
+static void open_channel(PfGuest *guest)
+{
+	if (!guest->available || guest->opening || guest->channel >= 0)
+		return;
+	guest->opening = TRUE;
+	guest->refs++;
+	pf_broker_open_channel(guest->broker, guest->uuid, on_opened, guest);
+}
+
+void pf_guest_set_channel(PfGuest *guest, gboolean available)
+{
+	guest->available = available;
+	if (available) {
+		open_channel(guest);
+	} else {
+		g_clear_handle_id(&guest->reopen_source, g_source_remove);
+		close_channel(guest);
+	}
+}
+
+PfGuest *pf_guest_new(PfBroker *broker, PfFusionVm *fusion, const PfDomain *domain,
+	const PfGuestEvents *events, void *userdata)
+{
+	PfGuest *guest = g_new0(PfGuest, 1);
+
+	guest->refs = 1;
+	guest->broker = broker;
+	guest->fusion = fusion;
+	guest->uuid = g_strdup(domain->uuid);
+	guest->name = g_strdup(domain->name);
+	guest->memory_pages = domain->memory_pages;
+	guest->events = events;
+	guest->userdata = userdata;
+	guest->channel = -1;
+	guest->agent_version = g_strdup("");
+	guest->kernel = g_strdup("");
+	guest->session = pf_session_new(&sink, guest, new_session_id);
+	return guest;
+}
+
+void pf_guest_free(PfGuest *guest)
+{
+	if (!guest)
+		return;
+	guest->closed = TRUE;
+	pf_guest_set_channel(guest, FALSE);
+	g_clear_pointer(&guest->session, pf_session_free);
+	unref(guest);
+}
+
+gboolean pf_guest_located(const PfGuest *guest)
+{
+	return guest->located;
+}
+
+const char *pf_guest_reason(const PfGuest *guest)
+{
+	if (!guest->available)
+		return "the VM has no guest channel: shut it down, turn page fusion off and on "
+		       "again, and start it";
+	if (guest->page_size == 0)
+		return "no agent was heard of: install and start pagefusion-agent in the guest";
+	if (guest->page_size != PF_PAGE_SIZE)
+		return "the guest's page size is not the host's (4 KiB)";
+	if (guest->lies)
+		return "the agent claims more RAM than the VM can have: nothing it says is taken";
+	if (!guest->located)
+		return "the guest's RAM was not found in QEMU yet";
+	return NULL;
+}
+
+const char *pf_guest_agent_version(const PfGuest *guest)
+{
+	return guest->agent_version;
+}
+
+const char *pf_guest_kernel(const PfGuest *guest)
+{
+	return guest->kernel;
+}

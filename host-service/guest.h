@@ -1,0 +1,43 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#pragma once
+/*
+ * The guest's side of a VM: its channel (opened by the broker, opened again when it breaks), its
+ * session, whose hints go to fusion, and where the RAM that it reported lies in QEMU.
+ */
+#include "host-service/broker.h"
+#include "host-service/fusion.h"
+
+typedef struct PfGuest PfGuest;
+
+typedef struct PfGuestEvents {
+	/* pf_guest_located() has changed, or new hints may have made orders possible. */
+	void (*changed)(void *userdata);
+	/* The guest's RAM is another than before: what is fused can no longer be named by gfn,
+	 * start anew. */
+	void (*moved)(void *userdata);
+} PfGuestEvents;
+
+/* Everything handed in must live as long as the guest, domain only during the call. */
+PfGuest *pf_guest_new(PfBroker *broker, PfFusionVm *fusion, const PfDomain *domain,
+	const PfGuestEvents *events, void *userdata);
+void pf_guest_free(PfGuest *guest);
+
+/* Whether the VM has a channel that can be opened. */
+void pf_guest_set_channel(PfGuest *guest, gboolean available);
+
+/* Whether orders for this guest's pages can be translated. */
+gboolean pf_guest_located(const PfGuest *guest);
+
+/* Where n_pages pages from gfn on lie in QEMU, or 0 when they do not lie in one located range. */
+PfHva pf_guest_hva(const PfGuest *guest, PfGfn gfn, uint32_t n_pages);
+
+/* The way back: how many pages from hva on lie in the same range as *gfn, the first; 0: not guest
+ * RAM. */
+uint64_t pf_guest_gfn(const PfGuest *guest, PfHva hva, PfGfn *gfn);
+
+/* Why this guest's pages cannot be fused, a sentence; NULL when they can. */
+const char *pf_guest_reason(const PfGuest *guest);
+
+/* As the agent said it, empty before. */
+const char *pf_guest_agent_version(const PfGuest *guest);
+const char *pf_guest_kernel(const PfGuest *guest);

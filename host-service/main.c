@@ -1,0 +1,140 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* pagefusiond: options, the broker's process, the service, its name on the bus, and the main loop.
+ */
+#include "common/log.h"
+#include "host-service/dbus.h"
+#include "host-service/service.h"
+#include <errno.h>
+#include <glib-unix.h>
+#include <glib/gstdio.h>
+#include <pagefusion-version.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/wait.h>
+
+static struct {
+	char *uri, *run_dir, *shim;
+	int broker_fd;
+	gboolean debug, no_bus, version;
+} options = {.broker_fd = -1};
+
+static const GOptionEntry entries[] = {
+	{"connect", 'c', 0, G_OPTION_ARG_STRING, &options.uri,
+		"libvirt to connect to (qemu:///system)", "URI"},
+	{"run-dir", 0, 0, G_OPTION_ARG_FILENAME, &options.run_dir,
+		"directory of the socket for shims (" PF_DEFAULT_RUN_DIR ")", "DIR"},
+	{"shim", 0, 0, G_OPTION_ARG_FILENAME, &options.shim,
+		"the library that VMs preload (" PF_SHIM_PATH ")", "FILE"},
+	{"debug", 0, 0, G_OPTION_ARG_NONE, &options.debug, "log more", NULL},
+	{"version", 0, 0, G_OPTION_ARG_NONE, &options.version, "print the version and exit", NULL},
+	/* For tests: a broker that runs already, and no name on the bus. */
+	{"broker-fd", 0, G_OPTION_FLAG_HIDDEN, G_OPTION_ARG_INT, &options.broker_fd, NULL, "FD"},
+	{"no-bus", 0, G_OPTION_FLAG_HIDDEN, G_OPTION_ARG_NONE, &options.no_bus, NULL, NULL},
+	{0},
+};
+
+typedef struct Run {
+	GMainLoop *loop;
+	int status;
+} Run;
+
+static void end(Run *run, int status)
+{
+	if (status != EXIT_SUCCESS)
+		run->status = status;
+	g_main_loop_quit(run->loop);
+}
+
+static gboolean on_signal(gpointer userdata)
+{
+	end(userdata, EXIT_SUCCESS);
+	return G_SOURCE_CONTINUE;
+}
+
+static void on_broker_closed(void *userdata)
+{
+	pf_error("the broker process has ended: the service ends too, to be started anew");
+	end(userdata, EXIT_FAILURE);
+}
+
+static void on_bus_failed(const char *message, void *userdata)
+{
+	pf_error("%s", message);
+	end(userdata, EXIT_FAILURE);
+}
+
+static gboolean serve(Run *run, const char *socket_path, int broker_fd, GError **error)
+{
+	PfServiceConfig config = {.shim_socket = socket_path};
+	g_autoptr(PfService) service =
+		pf_service_new(&config, broker_fd, on_broker_closed, run, error);
+	PfDbusFront *front;
+
+	if (!service)
+		return FALSE;
+	front = options.no_bus ? NULL : pf_dbus_front_new(service, on_bus_failed, run);
+	g_main_loop_run(run->loop);
+	if (front)
+		pf_dbus_front_free(front);
+	return TRUE;
+}
+
+static gboolean run_service(Run *run, GError **error)
+{
+	g_autofree char *run_dir = g_canonicalize_filename(
+		options.run_dir ? options.run_dir : PF_DEFAULT_RUN_DIR, NULL);
+	g_autofree char *socket_path = g_build_filename(run_dir, "shim.sock", NULL);
+	g_autofree char *shim =
+		g_canonicalize_filename(options.shim ? options.shim : PF_SHIM_PATH, NULL);
+	PfBrokerConfig config = {options.uri ? options.uri : "qemu:///system", shim, socket_path};
+	int fd = options.broker_fd;
+	GPid broker = 0;
+	gboolean done;
+
+	if (g_mkdir_with_parents(run_dir, 0755) < 0) {
+		g_set_error(error, G_FILE_ERROR, g_file_error_from_errno(errno),
+			"cannot make %s: %s: run as root, or choose another --run-dir", run_dir,
+			g_strerror(errno));
+		return FALSE;
+	}
+	if (fd < 0)
+		fd = pf_broker_spawn(&config, &broker, error);
+	if (fd < 0)
+		return FALSE;
+	g_unix_signal_add(SIGTERM, on_signal, run);
+	g_unix_signal_add(SIGINT, on_signal, run);
+	done = serve(run, socket_path, fd, error);
+	/* It ends with our end of its socket, which the service has closed. */
+	if (broker > 0)
+		waitpid(broker, NULL, 0);
+	return done;
+}
+
+int main(int argc, char **argv)
+{
+	g_autoptr(GOptionContext) context = g_option_context_new(NULL);
+	g_autoptr(GError) error = NULL;
+	Run run = {.status = EXIT_SUCCESS};
+
+	pf_log_init("pagefusiond");
+	g_option_context_set_summary(
+		context, "Shares identical pages of Linux guests under libvirt and QEMU.");
+	g_option_context_add_main_entries(context, entries, NULL);
+	if (!g_option_context_parse(context, &argc, &argv, &error) || argc > 1) {
+		pf_error("%s (see --help)", error ? error->message : "it takes no arguments");
+		return 2;
+	}
+	if (options.version) {
+		puts("pagefusiond " PF_VERSION);
+		return EXIT_SUCCESS;
+	}
+	if (options.debug)
+		pf_log_set_level(PF_LOG_DEBUG);
+	run.loop = g_main_loop_new(NULL, FALSE);
+	if (!run_service(&run, &error)) {
+		pf_error("%s", error->message);
+		run.status = EXIT_FAILURE;
+	}
+	g_main_loop_unref(run.loop);
+	return run.status;
+}

@@ -1,0 +1,448 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * Theory of operation
+ *
+ * The broker says which domains there are. One that runs with the flag on and is not refused has a
+ * PfVm; the stores are kept by trust group, each as long as a VM of the group. Shims connect to a
+ * socket and belong to the VM whose QEMU has the process id that the kernel gives for the peer. A
+ * shim may be faster than libvirt's event about its VM, so unmatched ones wait a while.
+ *
+ * Whoever may have made orders possible calls wanted(); then one idle callback pumps all VMs that
+ * have some, after everything that is readable was read, so that orders are long.
+ */
+#include "host-service/service.h"
+#include "common/log.h"
+#include "host-service/vm.h"
+#include <errno.h>
+#include <glib-unix.h>
+#include <glib/gstdio.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#define MAX_UNMATCHED    64 /* shims that no VM is known for */
+#define UNMATCHED_MAX_US (30 * G_USEC_PER_SEC)
+
+typedef struct Domain {
+	PfDomain domain;
+	PfVm *vm; /* NULL unless it runs, has the flag, and is not refused */
+} Domain;
+
+typedef struct Unmatched {
+	PfShimLink *link;
+	gint64 since_us;
+} Unmatched;
+
+typedef struct Store {
+	PfStore *store;
+	guint n_vms;
+} Store;
+
+struct PfService {
+	PfBroker *broker;
+	PfFusion *fusion;
+	PfHasher *hasher;
+	PfVmContext context;
+	GHashTable *domains; /* uuid (in the value) -> Domain */
+	GHashTable *stores;  /* trust group -> Store */
+	GQueue unmatched;    /* of Unmatched */
+	char *socket_path;
+	int listener;
+	guint listen_source, pump_source, tick_source;
+	gboolean connected;
+	char *reason;
+	void (*closed)(void *userdata);
+	void *userdata;
+};
+
+/* Orders */
+
+static void pump_one(PfFusionVm *fusion_vm, void *userdata)
+{
+	pf_vm_pump(pf_fusion_vm_userdata(fusion_vm));
+}
+
+static gboolean on_tick(gpointer userdata);
+
+static void arm_tick(PfService *service)
+{
+	gint64 due = pf_fusion_next_tick_us(service->fusion), wait;
+
+	g_clear_handle_id(&service->tick_source, g_source_remove);
+	if (due < 0)
+		return;
+	wait = MAX(0, due - g_get_monotonic_time());
+	service->tick_source = g_timeout_add((guint)MIN(wait / 1000 + 1, 60000), on_tick, service);
+}
+
+static gboolean on_pump(gpointer userdata)
+{
+	PfService *service = userdata;
+
+	service->pump_source = 0;
+	pf_fusion_foreach_pending(service->fusion, pump_one, service);
+	arm_tick(service);
+	return G_SOURCE_REMOVE;
+}
+
+static void on_wanted(void *userdata)
+{
+	PfService *service = userdata;
+
+	if (!service->pump_source)
+		service->pump_source = g_idle_add(on_pump, service);
+}
+
+static gboolean on_tick(gpointer userdata)
+{
+	PfService *service = userdata;
+
+	service->tick_source = 0;
+	pf_fusion_tick(service->fusion, g_get_monotonic_time());
+	on_wanted(service);
+	return G_SOURCE_REMOVE;
+}
+
+/* Domains */
+
+static Domain *find_by_pid(PfService *service, gint64 pid)
+{
+	GHashTableIter iter;
+	Domain *domain;
+
+	g_hash_table_iter_init(&iter, service->domains);
+	while (g_hash_table_iter_next(&iter, NULL, (gpointer *)&domain))
+		if (domain->vm && domain->domain.pid == pid)
+			return domain;
+	return NULL;
+}
+
+static void free_store(gpointer data)
+{
+	Store *store = data;
+
+	pf_store_free(store->store);
+	g_free(store);
+}
+
+static PfStore *ref_store(PfService *service, const char *group, GError **error)
+{
+	Store *store = g_hash_table_lookup(service->stores, group);
+
+	if (!store) {
+		PfStore *fresh = pf_store_new(group, error);
+
+		if (!fresh)
+			return NULL;
+		store = g_new0(Store, 1);
+		store->store = fresh;
+		g_hash_table_insert(service->stores, g_strdup(group), store);
+	}
+	store->n_vms++;
+	return store->store;
+}
+
+static void unref_store(PfService *service, const char *group)
+{
+	Store *store = g_hash_table_lookup(service->stores, group);
+
+	if (--store->n_vms == 0)
+		g_hash_table_remove(service->stores, group);
+}
+
+static void drop_vm(PfService *service, Domain *domain)
+{
+	if (!domain->vm)
+		return;
+	g_clear_pointer(&domain->vm, pf_vm_free);
+	unref_store(service, domain->domain.group);
+	pf_info("%s: not fused any more", domain->domain.name);
+}
+
+static void make_vm(PfService *service, Domain *domain)
+{
+	g_autoptr(GError) error = NULL;
+	PfStore *store = ref_store(service, domain->domain.group, &error);
+
+	if (!store) {
+		pf_error("%s: %s", domain->domain.name, error->message);
+		return;
+	}
+	domain->vm = pf_vm_new(&service->context, &domain->domain, store);
+	pf_info("%s: page fusion is on, trust group %s", domain->domain.name, domain->domain.group);
+}
+
+static void match_shims(PfService *service);
+
+static void on_domain_changed(void *userdata, const PfDomain *news)
+{
+	PfService *service = userdata;
+	Domain *domain = g_hash_table_lookup(service->domains, news->uuid);
+	gboolean wanted = news->active && news->enabled && news->refusal[0] == 0;
+
+	if (!domain) {
+		domain = g_new0(Domain, 1);
+		domain->domain = *news;
+		g_hash_table_insert(service->domains, domain->domain.uuid, domain);
+	}
+	if (!wanted || domain->domain.pid != news->pid ||
+		strcmp(domain->domain.group, news->group) != 0)
+		drop_vm(service, domain);
+	if (news->active && news->enabled && news->refusal[0] &&
+		strcmp(news->refusal, domain->domain.refusal) != 0)
+		pf_warning("%s: not fused: %s", news->name, news->refusal);
+	domain->domain = *news;
+	if (wanted && !domain->vm)
+		make_vm(service, domain);
+	else if (domain->vm)
+		pf_vm_update(domain->vm, news);
+	match_shims(service);
+	on_wanted(service);
+}
+
+static void on_domain_gone(void *userdata, const char *uuid)
+{
+	PfService *service = userdata;
+	Domain *domain = g_hash_table_lookup(service->domains, uuid);
+
+	if (!domain)
+		return;
+	drop_vm(service, domain);
+	g_hash_table_remove(service->domains, uuid);
+	on_wanted(service);
+}
+
+static void on_libvirt_changed(void *userdata, gboolean connected, const char *reason)
+{
+	PfService *service = userdata;
+
+	if (connected)
+		pf_info("connected to libvirt");
+	else
+		pf_warning("%s", reason);
+	service->connected = connected;
+	g_free(service->reason);
+	service->reason = g_strdup(reason);
+}
+
+static void on_broker_closed(void *userdata)
+{
+	PfService *service = userdata;
+
+	service->closed(service->userdata);
+}
+
+static const PfBrokerEvents broker_events = {
+	on_domain_changed, on_domain_gone, on_libvirt_changed, on_broker_closed};
+
+/* Shims */
+
+static void free_unmatched(gpointer data)
+{
+	Unmatched *unmatched = data;
+
+	pf_shim_link_free(unmatched->link);
+	g_free(unmatched);
+}
+
+static void match_shims(PfService *service)
+{
+	gint64 now = g_get_monotonic_time();
+
+	for (GList *item = service->unmatched.head, *next; item; item = next) {
+		Unmatched *unmatched = item->data;
+		Domain *domain = find_by_pid(service, pf_shim_link_pid(unmatched->link));
+
+		next = item->next;
+		if (!domain && now - unmatched->since_us < UNMATCHED_MAX_US)
+			continue;
+		g_queue_delete_link(&service->unmatched, item);
+		if (domain)
+			pf_vm_take_shim(domain->vm, g_steal_pointer(&unmatched->link));
+		free_unmatched(unmatched);
+	}
+}
+
+static gboolean on_connection(gint fd, GIOCondition condition, gpointer userdata)
+{
+	PfService *service = userdata;
+	g_autoptr(GError) error = NULL;
+	int peer = accept4(fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
+	PfShimLink *link;
+	Unmatched *unmatched;
+
+	if (peer < 0)
+		return G_SOURCE_CONTINUE;
+	link = pf_shim_link_new(peer, &error);
+	if (!link) {
+		pf_warning("%s", error->message);
+		return G_SOURCE_CONTINUE;
+	}
+	unmatched = g_new(Unmatched, 1);
+	*unmatched = (Unmatched){link, g_get_monotonic_time()};
+	g_queue_push_tail(&service->unmatched, unmatched);
+	match_shims(service);
+	if (g_queue_get_length(&service->unmatched) > MAX_UNMATCHED)
+		free_unmatched(g_queue_pop_head(&service->unmatched));
+	return G_SOURCE_CONTINUE;
+}
+
+static int listen_at(const char *path, GError **error)
+{
+	struct sockaddr_un address = {.sun_family = AF_UNIX};
+	int fd;
+
+	if (strlen(path) >= sizeof address.sun_path) {
+		g_set_error(error, G_IO_ERROR, G_IO_ERROR_FILENAME_TOO_LONG,
+			"%s: too long for a socket: choose a shorter --run-dir", path);
+		return -1;
+	}
+	strcpy(address.sun_path, path);
+	fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+	/* An earlier service may have left it; a service that runs is kept out by its name on the
+	 * bus. */
+	unlink(path);
+	/* QEMU runs as another user. Who connects is told apart by its process id. */
+	if (fd < 0 || bind(fd, (struct sockaddr *)&address, sizeof address) < 0 ||
+		g_chmod(path, 0666) < 0 || listen(fd, 64) < 0) {
+		g_set_error(error, G_IO_ERROR, g_io_error_from_errno(errno),
+			"cannot listen at %s: %s", path, g_strerror(errno));
+		if (fd >= 0)
+			close(fd);
+		return -1;
+	}
+	return fd;
+}
+
+/* The service */
+
+PfService *pf_service_new(const PfServiceConfig *config, int broker_fd,
+	void (*closed)(void *userdata), void *userdata, GError **error)
+{
+	g_autoptr(PfService) service = g_new0(PfService, 1);
+
+	service->closed = closed;
+	service->userdata = userdata;
+	service->listener = -1;
+	service->reason = g_strdup("libvirt was not reached yet");
+	service->domains = g_hash_table_new_full(g_str_hash, g_str_equal, NULL, g_free);
+	service->stores = g_hash_table_new_full(g_str_hash, g_str_equal, g_free, free_store);
+	g_queue_init(&service->unmatched);
+	service->fusion = pf_fusion_new();
+	service->broker = pf_broker_new(broker_fd, &broker_events, service);
+	service->hasher = pf_hasher_new();
+	if (!service->hasher) {
+		g_set_error(error, G_IO_ERROR, G_IO_ERROR_FAILED, "OpenSSL has no SHA-256 here");
+		return NULL;
+	}
+	service->context = (PfVmContext){
+		service->broker, service->fusion, service->hasher, on_wanted, service};
+	service->listener = listen_at(config->shim_socket, error);
+	if (service->listener < 0)
+		return NULL;
+	service->socket_path = g_strdup(config->shim_socket);
+	service->listen_source = g_unix_fd_add(service->listener, G_IO_IN, on_connection, service);
+	return g_steal_pointer(&service);
+}
+
+void pf_service_free(PfService *service)
+{
+	GHashTableIter iter;
+	Domain *domain;
+
+	if (!service)
+		return;
+	g_clear_handle_id(&service->listen_source, g_source_remove);
+	g_queue_clear_full(&service->unmatched, free_unmatched);
+	g_hash_table_iter_init(&iter, service->domains);
+	while (g_hash_table_iter_next(&iter, NULL, (gpointer *)&domain))
+		drop_vm(service, domain);
+	/* Answers that are still awaited come now, as errors; they find their VMs closed. */
+	g_clear_pointer(&service->broker, pf_broker_free);
+	g_clear_handle_id(&service->pump_source, g_source_remove);
+	g_clear_handle_id(&service->tick_source, g_source_remove);
+	g_clear_pointer(&service->domains, g_hash_table_unref);
+	g_clear_pointer(&service->stores, g_hash_table_unref);
+	g_clear_pointer(&service->fusion, pf_fusion_free);
+	g_clear_pointer(&service->hasher, pf_hasher_free);
+	if (service->listener >= 0) {
+		unlink(service->socket_path);
+		close(service->listener);
+	}
+	g_free(service->socket_path);
+	g_free(service->reason);
+	g_free(service);
+}
+
+static void visit_domain(
+	const Domain *domain, void (*visit)(const PfVmView *vm, void *userdata), void *userdata)
+{
+	PfVmView view = {
+		.domain = &domain->domain, .reason = "", .agent_version = "", .kernel = ""};
+
+	if (domain->domain.active && domain->domain.enabled)
+		view.reason = domain->domain.refusal;
+	if (domain->vm)
+		pf_vm_view(domain->vm, &view);
+	visit(&view, userdata);
+}
+
+static int by_name(gconstpointer a, gconstpointer b)
+{
+	const Domain *left = a, *right = b;
+	int order = strcmp(left->domain.name, right->domain.name);
+
+	return order ? order : strcmp(left->domain.uuid, right->domain.uuid);
+}
+
+void pf_service_foreach_vm(
+	PfService *service, void (*visit)(const PfVmView *vm, void *userdata), void *userdata)
+{
+	g_autoptr(GList) domains = g_list_sort(g_hash_table_get_values(service->domains), by_name);
+
+	for (GList *item = domains; item; item = item->next)
+		visit_domain(item->data, visit, userdata);
+}
+
+gboolean pf_service_visit_vm(PfService *service, const char *name_or_uuid,
+	void (*visit)(const PfVmView *vm, void *userdata), void *userdata)
+{
+	g_autofree char *uuid = g_ascii_strdown(name_or_uuid, -1);
+	const Domain *found = g_hash_table_lookup(service->domains, uuid);
+	GHashTableIter iter;
+	Domain *domain;
+
+	g_hash_table_iter_init(&iter, service->domains);
+	while (!found && g_hash_table_iter_next(&iter, NULL, (gpointer *)&domain))
+		if (strcmp(domain->domain.name, name_or_uuid) == 0)
+			found = domain;
+	if (found)
+		visit_domain(found, visit, userdata);
+	return found != NULL;
+}
+
+void pf_service_host_view(PfService *service, PfHostView *view)
+{
+	GHashTableIter iter;
+	Store *store;
+
+	*view = (PfHostView){0};
+	pf_fusion_stats(service->fusion, &view->stats);
+	g_hash_table_iter_init(&iter, service->stores);
+	while (g_hash_table_iter_next(&iter, NULL, (gpointer *)&store))
+		view->store_allocated_kib += pf_store_allocated_kib(store->store);
+}
+
+gboolean pf_service_libvirt_connected(PfService *service, const char **reason)
+{
+	if (reason)
+		*reason = service->reason;
+	return service->connected;
+}
+
+PfBroker *pf_service_broker(PfService *service)
+{
+	return service->broker;
+}

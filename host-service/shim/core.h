@@ -1,0 +1,79 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#pragma once
+/*
+ * The transactions on guest memory: fuse, revoke, discard, release. The only code that touches it.
+ * It is part of a library that is loaded into QEMU: libc only, no allocation and no logging on
+ * these paths, never exits or aborts. The theory of operation stands in core.c.
+ *
+ * One instance a process. All functions may be called from any thread, except where it says
+ * otherwise. Results for pages are PfShimResult; other functions return 0 or -errno.
+ */
+#include "common/page.h"
+#include "proto/shim_protocol.h"
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+/*
+ * Makes the userfaultfd from device (/dev/userfaultfd, opened by the service; not consumed) and
+ * starts the fault and the revoke thread. Once a process; later calls return 0. -EOPNOTSUPP: the
+ * kernel lacks *missing_features.
+ */
+int pf_core_start(int device, uint64_t *missing_features);
+bool pf_core_started(void);
+
+/* A RAM block: what QEMU advised with MADV_DONTFORK. Not private anonymous memory: -EINVAL, and it
+ * is left alone. */
+int pf_core_add_block(void *start, size_t length_bytes);
+unsigned pf_core_n_blocks(void);
+
+/* Whether any byte of the range may belong to a RAM block; false is exact. Takes no lock. */
+bool pf_core_touches(const void *start, size_t length_bytes);
+
+/* Frames come from this store: a read-only descriptor of a memfd sealed against shrinking;
+ * consumed. Once a process while anything is fused (-EBUSY); -EINVAL when it is not such a
+ * descriptor. */
+int pf_core_set_store(int store, const uint8_t group_id[16]);
+/* The store's descriptor (not a copy) and id, or -1. */
+int pf_core_get_store(uint8_t group_id[16]);
+
+/* Fuses one run; results has room for run->n_pages. To be called from one thread at a time (the
+ * link's). */
+void pf_core_fuse(const PfShimRun *run, uint8_t *results);
+
+/* Copies a page into fd at byte offset. PfShimResult. */
+int pf_core_capture(PfHva hva, int fd, uint64_t offset_bytes);
+
+/* Makes every fused page of the range private, from its edges. n_pages UINT64_MAX: to the end of
+ * memory. */
+void pf_core_release(PfHva hva, uint64_t n_pages);
+
+/*
+ * The real call behind an interposed one, and what must be done to the pages before. They return
+ * what the call returns and set errno as it does.
+ */
+int pf_core_madvise(void *start, size_t length_bytes, int advice);
+int pf_core_munmap(void *start, size_t length_bytes);
+void *pf_core_mmap(
+	void *start, size_t length_bytes, int prot, int flags, int fd, int64_t offset_bytes);
+void *pf_core_mremap(void *old, size_t old_bytes, size_t new_bytes, int flags, void *new_start);
+
+/* In the child of a fork(): every later call goes straight to the kernel. */
+void pf_core_forked(void);
+
+/*
+ * Fused pages that were lost since the last call, as runs: up to max of them into lost. *overflow:
+ * so many that some were forgotten, and the list must be read anew (pf_core_list). Called from the
+ * link's thread.
+ */
+size_t pf_core_take_lost(PfShimLost *lost, size_t max, bool *overflow);
+/* Becomes readable (eventfd) when there is something to take, or the state changed. */
+int pf_core_event_fd(void);
+
+/* Fused runs from *cursor on (0 at start), up to max of them; *cursor moves on, UINT64_MAX at the
+ * end. */
+size_t pf_core_list(uint64_t *cursor, PfShimRun *runs, size_t max);
+
+/* A snapshot; counts maps anew when recount is set (reads /proc/self/maps). cpu_ns counts the
+ * core's two threads. */
+void pf_core_state(PfShimState *state, bool recount);

@@ -1,0 +1,95 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#pragma once
+/* What core.c, fuse.c, revoke.c and discard.c share. Everything here wants the lock, except where
+ * it says otherwise. */
+#include "host-service/shim/core.h"
+#include "host-service/shim/ram.h"
+#include <pthread.h>
+#include <stdatomic.h>
+
+typedef struct PfCore {
+	pthread_mutex_t lock;
+	pthread_cond_t drained; /* no fault is waiting for the revoke thread */
+	atomic_uint pending;    /* faults read and not yet resolved; no lock */
+	_Atomic bool started;   /* userfaultfd and threads are there; no lock */
+	_Atomic bool forked;    /* this is a child: straight to the kernel; no lock */
+	int uffd;
+	int pagemap;
+	int store; /* -1: none */
+	uint8_t group_id[16];
+	uint64_t store_pages;
+	char *scratch; /* PF_SHIM_RUN_PAGES pages, registered MISSING: where a run is frozen */
+	char *spare; /* as many, not registered: where the bytes of a revoked page are made ready */
+	uint8_t *
+		frames; /* as many, of the link's thread alone: the frames of the run to be fused */
+	int stopped_error; /* not 0: fusing has stopped for good */
+	uint64_t maps; /* VMAs of the process: counted, and then what may have been added since */
+	uint64_t maps_limit;  /* vm.max_map_count */
+	uint64_t maps_budget; /* three quarters of it */
+	uint64_t revoked, discarded, written;
+	int event_fd;
+} PfCore;
+
+extern PfCore pf_core;
+
+void pf_core_lock(void);
+void pf_core_unlock(void);
+
+/* Lets the revoke thread work until nothing is pending. The lock is given up meanwhile. */
+void pf_core_yield(void);
+
+/* Makes an eventfd readable. No lock. */
+void pf_core_signal(int fd);
+
+/* Starts the fault and the revoke thread. No lock. */
+int pf_faults_start(void);
+uint64_t pf_faults_cpu_ns(void);
+
+/* An error that cannot be undone: nothing is fused any more, revoking goes on. */
+void pf_core_stop(int error);
+
+/* Whether n more maps fit into the budget of fusing; counts anew when the estimate says no. */
+bool pf_core_may_add_maps(unsigned n);
+/* Whether there are maps for a revoke: it may go beyond the budget, up to a reserve that is QEMU's.
+ */
+bool pf_core_may_revoke_maps(void);
+void pf_core_added_maps(unsigned n);
+/* Counts; no lock, because with tens of thousands of maps it takes milliseconds. Then the count is
+ * set under it. */
+uint64_t pf_core_count_maps(void);
+void pf_core_set_maps(uint64_t maps);
+
+/* pagemap entries of n pages (at most PF_SHIM_RUN_PAGES). 0 or -errno. */
+int pf_core_pagemap(const char *start, size_t n, uint64_t *entries);
+
+/* The flags of the block's VMAs onto a new mapping: anonymous, or of frames (which never become
+ * huge). */
+void pf_core_advise_anonymous(const PfRamBlock *block, char *start, size_t length);
+void pf_core_advise_frames(const PfRamBlock *block, char *start, size_t length);
+
+/* Fresh anonymous memory with a block's flags and policy: at start with MAP_FIXED, or anywhere when
+ * it is NULL. */
+char *pf_core_map_anonymous(const PfRamBlock *block, char *start, size_t length, int *error);
+
+/* Notes that n fused pages from page on are lost, before their state changes. */
+void pf_core_note_lost(const PfRamBlock *block, size_t page, size_t n, PfShimLoss loss);
+
+/*
+ * Makes n fused pages with consecutive frames private again, n at most PF_SHIM_RUN_PAGES. Never
+ * fails: where maps run out, the kernel copies and the pages stay private in a file VMA.
+ */
+void pf_core_make_private(PfRamBlock *block, size_t page, size_t n, PfShimLoss loss);
+
+/* The same for everything fused in [start, end). The lock may be given up between runs when yield
+ * is set. */
+void pf_core_make_range_private(char *start, char *end, PfShimLoss loss, bool yield);
+
+/* The length of the piece (fused, consecutive frames) that begins at page, at most limit pages. */
+size_t pf_core_piece(const PfRamBlock *block, size_t page, size_t limit);
+
+/* A fault that the fault thread read. Called by the revoke thread. */
+void pf_core_resolve_fault(char *address, bool write_protect);
+
+/* Lifts the write protection of pages in a file VMA and makes the kernel copy them: bytes of their
+ * own. */
+void pf_core_lift(char *start, size_t n_pages);

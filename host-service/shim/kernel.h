@@ -1,0 +1,68 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#pragma once
+/*
+ * Raw system calls. The library interposes the libc functions of these names, and its own calls
+ * must not come back to it. Addresses are in bytes; every function returns 0 (or what it says) or
+ * -errno.
+ */
+#include <linux/userfaultfd.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+/* Linux 6.8; the headers of Debian 12 are older. */
+#ifndef UFFDIO_MOVE
+struct uffdio_move {
+	__u64 dst;
+	__u64 src;
+	__u64 len;
+	__u64 mode;
+	__s64 move;
+};
+#define UFFDIO_MOVE               _IOWR(UFFDIO, 0x05, struct uffdio_move)
+#define UFFDIO_MOVE_MODE_DONTWAKE ((__u64)1 << 0)
+#define UFFD_FEATURE_MOVE         (1 << 16)
+#endif
+#ifndef UFFD_FEATURE_WP_UNPOPULATED
+#define UFFD_FEATURE_WP_UNPOPULATED (1 << 13)
+#endif
+#ifndef MADV_POPULATE_READ
+#define MADV_POPULATE_READ 22
+#endif
+
+/* Bits of a /proc/PID/pagemap entry (Documentation/admin-guide/mm/pagemap.rst). */
+#define PF_PAGEMAP_PRESENT (1ull << 63)
+#define PF_PAGEMAP_SWAPPED (1ull << 62)
+#define PF_PAGEMAP_FILE    (1ull << 61)
+
+/* A NUMA memory policy as get_mempolicy(2) gives it. */
+#define PF_POLICY_NODES 1024
+typedef struct PfPolicy {
+	int mode; /* MPOL_DEFAULT (0): none of its own */
+	unsigned long nodes[PF_POLICY_NODES / (8 * sizeof(unsigned long))];
+} PfPolicy;
+
+void *pf_sys_mmap(
+	void *start, size_t length, int prot, int flags, int fd, int64_t offset, int *error);
+int pf_sys_munmap(void *start, size_t length);
+int pf_sys_madvise(void *start, size_t length, int advice);
+/* The new address, or NULL with *error set. */
+void *pf_sys_mremap(
+	void *old, size_t old_size, size_t new_size, int flags, void *new_start, int *error);
+int pf_sys_get_policy(void *page, PfPolicy *policy);
+int pf_sys_set_policy(void *start, size_t length, const PfPolicy *policy);
+
+/* Whether the whole range is mapped by something. */
+bool pf_sys_is_mapped(void *start, size_t length);
+
+int pf_uffd_register(int uffd, void *start, size_t length, uint64_t mode);
+int pf_uffd_unregister(int uffd, void *start, size_t length);
+int pf_uffd_wake(int uffd, void *start, size_t length);
+/* mode: UFFDIO_WRITEPROTECT_MODE_WP, or 0 to lift the protection and wake. Tries again while maps
+ * are changing. */
+int pf_uffd_protect(int uffd, void *start, size_t length, uint64_t mode);
+/* Never wakes. *moved is how many bytes were, also with an error; tries again while the kernel only
+ * asks for that. */
+int pf_uffd_move(int uffd, void *dst, const void *src, size_t length, size_t *moved);
+int pf_uffd_copy(int uffd, void *dst, const void *src, size_t length);
+int pf_uffd_zeropage(int uffd, void *start, size_t length);

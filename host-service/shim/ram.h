@@ -1,0 +1,89 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#pragma once
+/*
+ * The RAM blocks of this process and the state of each of their pages. Bookkeeping only: nothing
+ * here touches guest memory or its mappings. The caller holds the core's lock, except where it says
+ * otherwise.
+ */
+#include "common/page.h"
+#include "host-service/shim/kernel.h"
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#define PF_RAM_MAX_BLOCKS 256
+
+typedef enum PfPageState {
+	PF_PAGE_PRIVATE = 0, /* ordinary anonymous memory: may be fused */
+	PF_PAGE_FUSED = 1,   /* maps a frame, write-protected: a write is a fault that revokes it */
+	PF_PAGE_PRIVATE_IN_FILE =
+		2, /* has bytes of its own inside a file VMA; never fused, never overwritten */
+} PfPageState;
+
+/* The flags of a block's VMAs that a new mapping inside it takes over. */
+typedef struct PfVmFlags {
+	bool dont_fork, dont_dump, no_reserve, mergeable, huge, no_huge;
+} PfVmFlags;
+
+typedef struct PfRamBlock {
+	char *start;
+	size_t n_pages;
+	uint64_t
+		*pages; /* state in the low two bits, frame above them; zero pages cost no memory */
+	PfVmFlags flags;
+	PfPolicy policy; /* memory policy of the pages fused so far */
+	bool has_policy;
+} PfRamBlock;
+
+/*
+ * Adds private anonymous memory as a block. 0, -EINVAL (it is something else, or no one VMA covers
+ * it), -EEXIST, -ENOSPC (too many blocks), or -ENOMEM.
+ */
+int pf_ram_add(void *start, size_t length);
+
+/* Forgets a range; blocks that it cuts are split. What was fused there must have been dealt with.
+ */
+void pf_ram_remove(void *start, size_t length);
+
+/* The block that holds all of the range, or NULL. */
+PfRamBlock *pf_ram_find(const void *start, size_t length);
+
+/* The first block that ends behind address, or NULL: with this a range is walked. */
+PfRamBlock *pf_ram_next(const void *address);
+
+unsigned pf_ram_n_blocks(void);
+
+/* Whether any byte of the range may belong to a block. Takes no lock and needs none: false is
+ * exact. */
+bool pf_ram_touches(const void *start, size_t length);
+
+/* An madvise() that changes a VMA's flags was carried out; blocks are split so that each has one
+ * set of flags. */
+void pf_ram_advised(void *start, size_t length, int advice);
+
+static inline PfPageState pf_ram_state(const PfRamBlock *block, size_t page)
+{
+	return (PfPageState)(block->pages[page] & 3);
+}
+
+static inline PfFrame pf_ram_frame(const PfRamBlock *block, size_t page)
+{
+	return (PfFrame){block->pages[page] >> 2};
+}
+
+static inline char *pf_ram_address(const PfRamBlock *block, size_t page)
+{
+	return block->start + page * PF_PAGE_SIZE;
+}
+
+static inline size_t pf_ram_page(const PfRamBlock *block, const void *address)
+{
+	return (size_t)((const char *)address - block->start) / PF_PAGE_SIZE;
+}
+
+/* Sets a page's state; frame counts for PF_PAGE_FUSED only. Keeps the two numbers below right. */
+void pf_ram_set(PfRamBlock *block, size_t page, PfPageState state, PfFrame frame);
+
+/* Fused pages in all blocks, and pieces of consecutive fused pages with consecutive frames. */
+uint64_t pf_ram_n_fused(void);
+uint64_t pf_ram_n_runs(void);

@@ -1,0 +1,232 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * Making pages private again: because the guest wrote (revoke) or because we want it (release).
+ *
+ * The page's bytes are the frame's: the frame is immutable and the page was write-protected all the
+ * time. They are made ready in the spare area first, so that all that can fail for memory comes
+ * before the page is touched. A fresh anonymous VMA, registered MISSING, is moved over the page by
+ * mremap(), atomic for everybody: nobody sees a gap or zeros, who comes now waits. UFFDIO_MOVE puts
+ * the bytes in.
+ *
+ * Private neighbours are registered MISSING together with it. Three VMAs with the same registration
+ * become one with one anon_vma, so that they stay one when the registration goes: without this each
+ * revoke would leave a map behind.
+ *
+ * A revoke never fails, for a vCPU waits. Where no map can be had, the protection is lifted and the
+ * kernel copies.
+ */
+#include "host-service/shim/core_internal.h"
+#include <errno.h>
+#include <stdatomic.h>
+#include <sys/mman.h>
+#include <time.h>
+#include <unistd.h>
+
+static void nap(void)
+{
+	nanosleep(&(struct timespec){.tv_nsec = 1000000}, NULL);
+}
+
+/* The frame's bytes into the spare area. The store is there as long as anything is fused. */
+static void fill_spare(PfFrame frame, size_t n)
+{
+	size_t size = n * PF_PAGE_SIZE;
+
+	for (size_t done = 0; done < size;) {
+		ssize_t got = pread(pf_core.store, pf_core.spare + done, size - done,
+			(off_t)(frame.v * PF_PAGE_SIZE + done));
+
+		if (got > 0) {
+			done += (size_t)got;
+		} else if (got == 0 || errno != EINTR) {
+			/* Out of memory, for there is no other reason. It may come back, and we
+			 * must go on. */
+			nap();
+		}
+	}
+}
+
+static void fill_page(char *start, size_t n)
+{
+	size_t done = 0, moved;
+
+	while (done < n) {
+		char *from = pf_core.spare + done * PF_PAGE_SIZE, *to = start + done * PF_PAGE_SIZE;
+		int error = pf_uffd_move(pf_core.uffd, to, from, (n - done) * PF_PAGE_SIZE, &moved);
+
+		done += moved / PF_PAGE_SIZE;
+		if (error == 0)
+			return;
+		to = start + done * PF_PAGE_SIZE;
+		from = pf_core.spare + done * PF_PAGE_SIZE;
+		error = pf_uffd_copy(pf_core.uffd, to, from, PF_PAGE_SIZE);
+		if (error == 0 || error == -EEXIST) {
+			done++;
+		} else {
+			if (error != -ENOMEM)
+				pf_core_stop(error);
+			nap();
+		}
+	}
+}
+
+static bool register_if_private(PfRamBlock *block, size_t page)
+{
+	return page < block->n_pages && pf_ram_state(block, page) == PF_PAGE_PRIVATE &&
+	       pf_uffd_register(pf_core.uffd, pf_ram_address(block, page), PF_PAGE_SIZE,
+		       UFFDIO_REGISTER_MODE_MISSING) == 0;
+}
+
+/* mremap() takes the target away before it moves: if it fails in between, this is all that can be
+ * done. */
+static char *fill_gap(PfRamBlock *block, size_t page, size_t n)
+{
+	char *start = pf_ram_address(block, page);
+	int error;
+
+	while (!pf_core_map_anonymous(block, start, n * PF_PAGE_SIZE, &error))
+		nap();
+	while (pf_uffd_register(
+		       pf_core.uffd, start, n * PF_PAGE_SIZE, UFFDIO_REGISTER_MODE_MISSING) != 0)
+		nap();
+	fill_page(start, n);
+	return start;
+}
+
+/* false: no map or no memory for one; nothing has changed then. */
+static bool replace(PfRamBlock *block, size_t page, size_t n)
+{
+	size_t length = n * PF_PAGE_SIZE;
+	char *start = pf_ram_address(block, page), *fresh, *all;
+	bool left, right;
+	int error;
+
+	if (!pf_core_may_revoke_maps())
+		return false;
+	fresh = pf_core_map_anonymous(block, NULL, length, &error);
+	if (!fresh)
+		return false;
+	if (pf_uffd_register(pf_core.uffd, fresh, length, UFFDIO_REGISTER_MODE_MISSING) != 0) {
+		pf_sys_munmap(fresh, length);
+		return false;
+	}
+	left = page > 0 && register_if_private(block, page - 1);
+	right = register_if_private(block, page + n);
+	all = start - (left ? PF_PAGE_SIZE : 0);
+	fill_spare(pf_ram_frame(block, page), n);
+	if (pf_sys_mremap(fresh, length, length, MREMAP_MAYMOVE | MREMAP_FIXED, start, &error)) {
+		fill_page(start, n);
+	} else {
+		pf_sys_munmap(fresh, length);
+		fresh = NULL;
+		if (!pf_sys_is_mapped(start, length))
+			fresh = fill_gap(block, page, n);
+	}
+	length += (left + right) * PF_PAGE_SIZE;
+	if (fresh) {
+		pf_uffd_unregister(pf_core.uffd, all, length);
+	} else {
+		/* Not the pages between them: those are still protected. */
+		if (left)
+			pf_uffd_unregister(pf_core.uffd, all, PF_PAGE_SIZE);
+		if (right)
+			pf_uffd_unregister(pf_core.uffd, start + n * PF_PAGE_SIZE, PF_PAGE_SIZE);
+	}
+	pf_uffd_wake(pf_core.uffd, all, length);
+	return fresh != NULL;
+}
+
+void pf_core_lift(char *start, size_t n_pages)
+{
+	size_t length = n_pages * PF_PAGE_SIZE;
+
+	pf_uffd_protect(pf_core.uffd, start, length, 0);
+	/* Only a page that was copied is surely none of the store's any more: write to each,
+	 * without changing it. */
+	for (size_t i = 0; i < n_pages; i++)
+		atomic_fetch_or_explicit(
+			(_Atomic unsigned char *)start + i * PF_PAGE_SIZE, 0, memory_order_relaxed);
+	pf_uffd_wake(pf_core.uffd, start, length);
+}
+
+void pf_core_make_private(PfRamBlock *block, size_t page, size_t n, PfShimLoss loss)
+{
+	PfPageState state = PF_PAGE_PRIVATE;
+
+	pf_core_note_lost(block, page, n, loss);
+	if (!replace(block, page, n)) {
+		pf_core_lift(pf_ram_address(block, page), n);
+		state = PF_PAGE_PRIVATE_IN_FILE;
+		pf_core.written += n;
+	}
+	for (size_t i = 0; i < n; i++)
+		pf_ram_set(block, page + i, state, (PfFrame){0});
+	pf_core_added_maps(2);
+}
+
+size_t pf_core_piece(const PfRamBlock *block, size_t page, size_t limit)
+{
+	size_t n = 0;
+
+	while (n < limit && page + n < block->n_pages &&
+		pf_ram_state(block, page + n) == PF_PAGE_FUSED &&
+		pf_ram_frame(block, page + n).v == pf_ram_frame(block, page).v + n)
+		n++;
+	return n;
+}
+
+void pf_core_make_range_private(char *start, char *end, PfShimLoss loss, bool yield)
+{
+	PfRamBlock *block;
+
+	while (start < end && (block = pf_ram_next(start)) && block->start < end) {
+		size_t page = start > block->start ? pf_ram_page(block, start) : 0;
+		size_t left = block->n_pages - page, n;
+
+		if (end < pf_ram_address(block, block->n_pages))
+			left = (size_t)(end - pf_ram_address(block, page) +
+					(ptrdiff_t)PF_PAGE_SIZE - 1) /
+			       PF_PAGE_SIZE;
+		for (; left > 0 && pf_ram_state(block, page) != PF_PAGE_FUSED; left--)
+			page++;
+		/* From the left edge of a piece: what is cut from its middle leaves maps behind. */
+		n = left > 0 ? pf_core_piece(block, page,
+				       left < PF_SHIM_RUN_PAGES ? left : PF_SHIM_RUN_PAGES)
+			     : 0;
+		if (n > 0)
+			pf_core_make_private(block, page, n, loss);
+		start = pf_ram_address(block, page + n);
+		if (yield)
+			pf_core_yield();
+	}
+}
+
+void pf_core_release(PfHva hva, uint64_t n_pages)
+{
+	uint64_t last = UINT64_MAX / PF_PAGE_SIZE * PF_PAGE_SIZE, end = last;
+
+	if (n_pages < (last - hva.v) / PF_PAGE_SIZE)
+		end = hva.v + n_pages * PF_PAGE_SIZE;
+	pf_core_lock();
+	pf_core_make_range_private((char *)hva.v, (char *)end, PF_SHIM_LOST_RELEASED, true);
+	pf_core_unlock();
+}
+
+void pf_core_resolve_fault(char *address, bool write_protect)
+{
+	PfRamBlock *block = pf_ram_find(address, PF_PAGE_SIZE);
+	size_t page = block ? pf_ram_page(block, address) : 0;
+	PfPageState state = block ? pf_ram_state(block, page) : PF_PAGE_PRIVATE;
+
+	if (write_protect && block && state == PF_PAGE_FUSED) {
+		pf_core_make_private(block, page, 1, PF_SHIM_LOST_REVOKED);
+		return;
+	}
+	if (write_protect)
+		pf_uffd_protect(pf_core.uffd, address, PF_PAGE_SIZE, 0);
+	else if (state == PF_PAGE_PRIVATE)
+		/* No freeze is under way, we hold the lock: fails where the page is there or
+		 * nothing is registered. */
+		pf_uffd_zeropage(pf_core.uffd, address, PF_PAGE_SIZE);
+	pf_uffd_wake(pf_core.uffd, address, PF_PAGE_SIZE);
+}

@@ -1,0 +1,234 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#include "host-service/shim_link.h"
+#include "common/page.h"
+#include <errno.h>
+#include <gio/gio.h>
+#include <glib-unix.h>
+#include <stdbool.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#define MESSAGES_A_TURN 16 /* then others have their turn */
+
+struct PfShimLink {
+	int fd;
+	struct ucred peer;
+	guint source;
+	guint close_source; /* set once the connection has failed */
+	const char *reason; /* a literal */
+	const PfShimLinkEvents *events;
+	void *userdata;
+};
+
+PfShimLink *pf_shim_link_new(int fd, GError **error)
+{
+	g_autofree PfShimLink *link = g_new0(PfShimLink, 1);
+	socklen_t size = sizeof link->peer;
+
+	if (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &link->peer, &size) < 0) {
+		g_set_error(error, G_IO_ERROR, g_io_error_from_errno(errno),
+			"a shim's process is unknown: %s", g_strerror(errno));
+		close(fd);
+		return NULL;
+	}
+	link->fd = fd;
+	return g_steal_pointer(&link);
+}
+
+void pf_shim_link_free(PfShimLink *link)
+{
+	if (!link)
+		return;
+	g_clear_handle_id(&link->source, g_source_remove);
+	g_clear_handle_id(&link->close_source, g_source_remove);
+	close(link->fd);
+	g_free(link);
+}
+
+pid_t pf_shim_link_pid(const PfShimLink *link)
+{
+	return link->peer.pid;
+}
+
+uid_t pf_shim_link_uid(const PfShimLink *link)
+{
+	return link->peer.uid;
+}
+
+static gboolean report_closed(gpointer userdata)
+{
+	PfShimLink *link = userdata;
+
+	link->close_source = 0;
+	link->events->closed(link->userdata, link->reason);
+	return G_SOURCE_REMOVE;
+}
+
+void pf_shim_link_close(PfShimLink *link, const char *reason)
+{
+	if (link->close_source)
+		return;
+	g_clear_handle_id(&link->source, g_source_remove);
+	link->reason = reason;
+	link->close_source = g_idle_add(report_closed, link);
+}
+
+static bool results_are_valid(const uint8_t *results, size_t n)
+{
+	for (size_t i = 0; i < n; i++)
+		if (results[i] >= PF_SHIM_N_RESULTS)
+			return false;
+	return true;
+}
+
+static bool lost_is_valid(const PfShimLost *lost, size_t n)
+{
+	for (size_t i = 0; i < n; i++)
+		if (lost[i].hva % PF_PAGE_SIZE || lost[i].n_pages == 0 ||
+			lost[i].loss >= PF_SHIM_N_LOSSES ||
+			lost[i].hva > UINT64_MAX - (uint64_t)lost[i].n_pages * PF_PAGE_SIZE ||
+			lost[i].frame > UINT64_MAX - lost[i].n_pages)
+			return false;
+	return true;
+}
+
+/* false: not a message of the protocol. */
+static bool dispatch(PfShimLink *link, const PfShimHeader *header, const void *data, size_t size)
+{
+	const PfShimLinkEvents *events = link->events;
+
+	switch (header->type) {
+	case PF_SHIM_HELLO:
+		return size == sizeof(PfShimHello) && (events->hello(link->userdata, data), true);
+	case PF_SHIM_READY:
+		return size == sizeof(PfShimReady) && (events->ready(link->userdata, data), true);
+	case PF_SHIM_CAPTURED:
+		return results_are_valid(data, size) &&
+		       (events->captured(link->userdata, header->id, data, (uint32_t)size), true);
+	case PF_SHIM_FUSED:
+		return results_are_valid(data, size) &&
+		       (events->fused(link->userdata, header->id, data, (uint32_t)size), true);
+	case PF_SHIM_RELEASED:
+		return size == 0 && (events->released(link->userdata, header->id), true);
+	case PF_SHIM_LOST:
+		return size % sizeof(PfShimLost) == 0 &&
+		       lost_is_valid(data, size / sizeof(PfShimLost)) &&
+		       (events->lost(link->userdata, data, size / sizeof(PfShimLost)), true);
+	case PF_SHIM_STATE:
+		return size == sizeof(PfShimState) && (events->state(link->userdata, data), true);
+	case PF_SHIM_STORE_RETURN:
+		/* A store of an earlier service: everything is released from it, so it is not
+		 * needed. */
+		return size == sizeof(PfShimStore);
+	default:
+		return false;
+	}
+}
+
+static bool take_packet(PfShimLink *link, uint8_t *packet, size_t size, int flags, unsigned n_fds)
+{
+	PfShimHeader header;
+
+	if (size < sizeof header || (flags & (MSG_TRUNC | MSG_CTRUNC)))
+		return false;
+	memcpy(&header, packet, sizeof header);
+	if (header.magic != PF_SHIM_MAGIC || header.length != size || header.n_fds != n_fds)
+		return false;
+	return dispatch(link, &header, packet + sizeof header, size - sizeof header);
+}
+
+static unsigned close_fds(struct msghdr *message)
+{
+	unsigned n = 0;
+
+	for (struct cmsghdr *c = CMSG_FIRSTHDR(message); c; c = CMSG_NXTHDR(message, c)) {
+		if (c->cmsg_level != SOL_SOCKET || c->cmsg_type != SCM_RIGHTS)
+			continue;
+		for (size_t at = 0; at + sizeof(int) <= c->cmsg_len - CMSG_LEN(0);
+			at += sizeof(int), n++) {
+			int fd;
+
+			memcpy(&fd, CMSG_DATA(c) + at, sizeof fd);
+			close(fd);
+		}
+	}
+	return n;
+}
+
+/* false: nothing more for now, or the connection has failed. */
+static bool receive(PfShimLink *link)
+{
+	static union {
+		PfShimHeader align;
+		uint8_t bytes[PF_SHIM_MAX_MESSAGE];
+	} packet;
+	union {
+		struct cmsghdr align;
+		char bytes[CMSG_SPACE(4 * sizeof(int))];
+	} control;
+	struct iovec part = {&packet, sizeof packet};
+	struct msghdr message = {.msg_iov = &part,
+		.msg_iovlen = 1,
+		.msg_control = &control,
+		.msg_controllen = sizeof control};
+	ssize_t size = recvmsg(link->fd, &message, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
+
+	if (size < 0) {
+		if (errno != EAGAIN && errno != EINTR)
+			pf_shim_link_close(link, "its socket failed");
+		return false;
+	}
+	if (size == 0) {
+		pf_shim_link_close(link, "it has closed the connection");
+		return false;
+	}
+	if (!take_packet(
+		    link, packet.bytes, (size_t)size, message.msg_flags, close_fds(&message))) {
+		pf_shim_link_close(link, "it sent what is no message of the protocol");
+		return false;
+	}
+	return true;
+}
+
+static gboolean on_readable(gint fd, GIOCondition condition, gpointer userdata)
+{
+	PfShimLink *link = userdata;
+
+	for (int i = 0; i < MESSAGES_A_TURN && link->source; i++)
+		if (!receive(link))
+			break;
+	/* The source is removed already where the link was closed meanwhile. */
+	return G_SOURCE_CONTINUE;
+}
+
+void pf_shim_link_start(PfShimLink *link, const PfShimLinkEvents *events, void *userdata)
+{
+	link->events = events;
+	link->userdata = userdata;
+	link->source = g_unix_fd_add(link->fd, G_IO_IN, on_readable, link);
+}
+
+void pf_shim_link_send(
+	PfShimLink *link, PfShimType type, uint64_t id, const void *data, size_t size, int fd)
+{
+	union {
+		struct cmsghdr align;
+		char bytes[CMSG_SPACE(sizeof(int))];
+	} control;
+	PfShimHeader header = {
+		PF_SHIM_MAGIC, (uint16_t)type, fd >= 0, (uint32_t)(sizeof header + size), 0, id};
+	struct iovec parts[] = {{&header, sizeof header}, {(void *)data, size}};
+	struct msghdr message = {.msg_iov = parts, .msg_iovlen = 2};
+
+	if (fd >= 0) {
+		message.msg_control = &control;
+		message.msg_controllen = sizeof control;
+		*CMSG_FIRSTHDR(&message) = (struct cmsghdr){.cmsg_len = CMSG_LEN(sizeof fd),
+			.cmsg_level = SOL_SOCKET,
+			.cmsg_type = SCM_RIGHTS};
+		memcpy(CMSG_DATA(CMSG_FIRSTHDR(&message)), &fd, sizeof fd);
+	}
+	if (sendmsg(link->fd, &message, MSG_NOSIGNAL | MSG_DONTWAIT) < 0)
+		pf_shim_link_close(link, "it does not take orders");
+}

@@ -1,0 +1,48 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#pragma once
+/*
+ * The service's end of a shim's connection (proto/shim_protocol.h): packets to and from checked
+ * structs. QEMU is not trusted: what is not a valid message of the protocol ends the connection,
+ * and sizes and enums were checked before the events hear of them. What they mean is checked by who
+ * gets them.
+ */
+#include "proto/shim_protocol.h"
+#include <glib.h>
+#include <sys/types.h>
+
+typedef struct PfShimLink PfShimLink;
+
+/* Pointers are valid during the call only. An event may close the link, not free it. */
+typedef struct PfShimLinkEvents {
+	void (*hello)(void *userdata, const PfShimHello *hello);
+	void (*ready)(void *userdata, const PfShimReady *ready);
+	void (*captured)(void *userdata, uint64_t id, const uint8_t *results, uint32_t n_pages);
+	void (*fused)(void *userdata, uint64_t id, const uint8_t *results, uint32_t n_pages);
+	void (*released)(void *userdata, uint64_t id);
+	void (*lost)(void *userdata, const PfShimLost *lost, size_t n);
+	void (*state)(void *userdata, const PfShimState *state);
+	/* The connection has ended; reason is a sentence. Called once, from the main loop; may free
+	 * the link. */
+	void (*closed)(void *userdata, const char *reason);
+} PfShimLinkEvents;
+
+/* fd is consumed. NULL with error set when the peer cannot be known. Nothing is read before
+ * pf_shim_link_start(). */
+PfShimLink *pf_shim_link_new(int fd, GError **error);
+void pf_shim_link_free(PfShimLink *link);
+
+/* The peer, as the kernel knows it (SO_PEERCRED). */
+pid_t pf_shim_link_pid(const PfShimLink *link);
+uid_t pf_shim_link_uid(const PfShimLink *link);
+
+void pf_shim_link_start(PfShimLink *link, const PfShimLinkEvents *events, void *userdata);
+
+/* Ends the connection: closed() follows from the main loop, with this reason, a literal. */
+void pf_shim_link_close(PfShimLink *link, const char *reason);
+
+/*
+ * Sends one message; fd (-1: none) is not consumed. What cannot be sent at once ends the
+ * connection: orders are limited in number, so a shim that reads has room for them.
+ */
+void pf_shim_link_send(
+	PfShimLink *link, PfShimType type, uint64_t id, const void *payload, size_t size, int fd);

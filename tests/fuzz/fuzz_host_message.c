@@ -1,0 +1,81 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+/*
+ * What the host says: the input as the payload of a message, and as a stream of them (a length byte
+ * before each) to a conversation that has something to tell and must keep to the window.
+ */
+#include "common/frame.h"
+#include "guest-agent/conversation.h"
+#include "guest-agent/host_message.h"
+#include <stdlib.h>
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
+
+static PfState files;
+static const PfFacts facts = {.kernel = "6.1", .ram = {.ranges = {{{1}, 1 << 20}}, .n = 1}};
+
+static void make_files(void)
+{
+	pf_state_init(&files);
+	pf_state_begin(&files);
+	for (uint32_t i = 0; i < 100; i++) {
+		struct stat st = {.st_ino = i + 1, .st_size = 4096};
+		PfObserved page = {.gfn = {1000 + i}};
+		PfFile *file;
+		bool fresh;
+
+		if (pf_state_see(&files, &st, "file", &file, &fresh) < 0 ||
+			pf_file_commit(file, &page, 1) < 0)
+			abort();
+	}
+	pf_state_end(&files);
+}
+
+static void feed(PfConversation *conversation, const uint8_t *payload, size_t size)
+{
+	uint8_t frame[PF_FRAME_HEADER_SIZE + 255];
+
+	if (size == 0)
+		return;
+	memcpy(frame + PF_FRAME_HEADER_SIZE, payload, size);
+	if (pf_frame_write_header(frame, frame + PF_FRAME_HEADER_SIZE, size) != PF_FRAME_OK ||
+		pf_conversation_feed(conversation, frame, PF_FRAME_HEADER_SIZE + size) < 0)
+		abort();
+}
+
+/* No hello can have opened more than the largest window. */
+static void drain(PfConversation *conversation)
+{
+	const uint8_t *data;
+	size_t size, frames = 0;
+
+	while (pf_conversation_output(conversation, &data, &size) == 0 && size > 0) {
+		if (!pf_conversation_active(conversation) || ++frames > PF_HOST_MAX_WINDOW)
+			abort();
+		pf_conversation_sent(conversation, size);
+	}
+}
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
+{
+	PfConversation *conversation;
+	PfHostMessage message;
+
+	pf_host_message_parse(data, size, &message);
+	if (message.kind != PF_HOST_MESSAGE_INVALID && message.session_id == 0)
+		abort();
+	if (files.n == 0)
+		make_files();
+	conversation = pf_conversation_new(&files, &facts);
+	if (!conversation)
+		return 0;
+	while (size > 0) {
+		size_t length = data[0] < size ? data[0] : size - 1;
+
+		feed(conversation, data + 1, length);
+		drain(conversation);
+		data += 1 + length;
+		size -= 1 + length;
+	}
+	pf_conversation_free(conversation);
+	return 0;
+}

@@ -1,0 +1,228 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+#include "guest-agent/conversation.h"
+#include "guest-agent/report.h"
+#include "tests/unit/guest-agent/little_host.h"
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdlib.h>
+#include <cmocka.h>
+
+static PfState files;
+static PfFacts facts = {.kernel = "6.1", .ram = {.ranges = {{{1}, 1 << 20}}, .n = 1}};
+static PfConversation *conversation;
+static LittleHost host;
+
+/* One file with 10,000 resident pages: more than two full frames. */
+static int setup(void **state)
+{
+	struct stat st = {.st_ino = 1, .st_size = 10000 * 4096};
+	PfObserved *observed = calloc(10000, sizeof(*observed));
+	PfFile *file;
+	bool fresh;
+
+	pf_state_init(&files);
+	pf_state_begin(&files);
+	if (!observed || pf_state_see(&files, &st, "file", &file, &fresh) < 0)
+		return -1;
+	for (uint32_t i = 0; i < 10000; i++)
+		observed[i] = (PfObserved){.file_page = i, .gfn = {1000 + i}};
+	if (pf_file_commit(file, observed, 10000) < 0)
+		return -1;
+	pf_state_end(&files);
+	free(observed);
+	conversation = pf_conversation_new(&files, &facts);
+	little_host_init(&host);
+	return conversation ? 0 : -1;
+}
+
+static int teardown(void **state)
+{
+	pf_conversation_free(conversation);
+	pf_state_deinit(&files);
+	little_host_deinit(&host);
+	return 0;
+}
+
+static void hello(uint64_t session_id, uint32_t window)
+{
+	size_t size;
+	uint8_t *frame = little_host_hello(&host, session_id, window, &size);
+
+	assert_int_equal(pf_conversation_feed(conversation, frame, size), 0);
+	free(frame);
+}
+
+static void ack(uint64_t session_id, uint64_t frames)
+{
+	size_t size;
+	uint8_t *frame = little_host_ack(session_id, frames, &size);
+
+	assert_int_equal(pf_conversation_feed(conversation, frame, size), 0);
+	free(frame);
+}
+
+/* Moves at most limit bytes to the host, at most chunk at once; gives how many there were. */
+static size_t move(size_t limit, size_t chunk)
+{
+	size_t moved = 0, size;
+	const uint8_t *data;
+
+	while (moved < limit) {
+		assert_int_equal(pf_conversation_output(conversation, &data, &size), 0);
+		if (size == 0)
+			break;
+		if (size > chunk)
+			size = chunk;
+		if (size > limit - moved)
+			size = limit - moved;
+		little_host_feed(&host, data, size);
+		pf_conversation_sent(conversation, size);
+		moved += size;
+	}
+	return moved;
+}
+
+static void test_silent_before_hello(void **state)
+{
+	assert_int_equal(move(SIZE_MAX, SIZE_MAX), 0);
+	assert_false(pf_conversation_active(conversation));
+	ack(1, 0);
+	assert_int_equal(move(SIZE_MAX, SIZE_MAX), 0);
+}
+
+static void test_knock(void **state)
+{
+	pf_conversation_knock(conversation, false);
+	move(SIZE_MAX, SIZE_MAX);
+	assert_int_equal(host.n_knocks, 1);
+	assert_int_equal(host.reader.skipped_bytes, 0);
+	/* Not once the host has spoken. */
+	pf_conversation_knock(conversation, false);
+	hello(1, 8);
+	pf_conversation_knock(conversation, true);
+	move(SIZE_MAX, SIZE_MAX);
+	assert_int_equal(host.n_knocks, 1);
+	assert_int_equal(host.n_hellos, 1);
+}
+
+/* A predecessor was killed in the middle of the longest frame: the host waits for the rest of it.
+ */
+static void test_flush(void **state)
+{
+	static uint8_t payload[PF_REPORT_MAX_FRAME - PF_FRAME_HEADER_SIZE];
+	uint8_t header[PF_FRAME_HEADER_SIZE];
+
+	memset(payload, 1, sizeof(payload));
+	assert_int_equal(pf_frame_write_header(header, payload, sizeof(payload)), PF_FRAME_OK);
+	little_host_feed(&host, header, sizeof(header));
+	little_host_feed(&host, payload, 1);
+	pf_conversation_knock(conversation, false);
+	move(SIZE_MAX, SIZE_MAX);
+	assert_int_equal(host.n_knocks, 0);
+	pf_conversation_knock(conversation, true);
+	move(SIZE_MAX, 1000);
+	assert_true(host.n_knocks > 0);
+}
+
+static void test_window(void **state)
+{
+	hello(1, 2);
+	move(SIZE_MAX, 777);
+	/* Our hello counts. */
+	assert_int_equal(host.n_frames, 2);
+	assert_int_equal(move(SIZE_MAX, 777), 0);
+	ack(2, 2); /* another session */
+	ack(1, 3); /* more than was sent */
+	ack(1, UINT64_MAX);
+	assert_int_equal(move(SIZE_MAX, 777), 0);
+	ack(1, 1);
+	move(SIZE_MAX, 777);
+	assert_int_equal(host.n_frames, 3);
+	ack(1, 0); /* goes back */
+	assert_int_equal(move(SIZE_MAX, 777), 0);
+	while (host.n_ends == 0) {
+		ack(1, host.n_frames);
+		assert_true(move(SIZE_MAX, 777) > 0);
+	}
+	assert_int_equal(little_host_pages(&host), 10000);
+	ack(1, host.n_frames);
+	assert_int_equal(move(SIZE_MAX, 777), 0);
+}
+
+static void test_second_hello_in_mid_frame(void **state)
+{
+	hello(1, 8);
+	move(100000, 1000); /* somewhere in the first frame of hints */
+	assert_int_equal(host.n_hellos, 1);
+	assert_int_equal(host.n_ends, 0);
+	hello(2, 64);
+	move(SIZE_MAX, 1000);
+	/* The frame that was begun is finished, for the session that is over; then all is told
+	 * anew. */
+	assert_int_equal(host.n_stale, 1);
+	assert_int_equal(host.reader.skipped_bytes, 0);
+	assert_int_equal(host.n_hellos, 2);
+	assert_int_equal(host.n_ends, 1);
+	assert_int_equal(little_host_pages(&host), 10000);
+}
+
+static void test_second_hello_between_frames(void **state)
+{
+	const uint8_t *data;
+	size_t size;
+
+	hello(1, 64);
+	/* A frame is made but none of its bytes is out. */
+	assert_int_equal(pf_conversation_output(conversation, &data, &size), 0);
+	assert_true(size > 0);
+	hello(2, 64);
+	move(SIZE_MAX, SIZE_MAX);
+	assert_int_equal(host.n_stale, 0);
+	assert_int_equal(host.n_hellos, 1);
+	assert_int_equal(little_host_pages(&host), 10000);
+}
+
+static void test_lost(void **state)
+{
+	hello(1, 64);
+	move(100000, 1000);
+	pf_conversation_lost(conversation);
+	assert_false(pf_conversation_active(conversation));
+	assert_int_equal(move(SIZE_MAX, SIZE_MAX), 0);
+	little_host_deinit(&host);
+	little_host_init(&host);
+	hello(2, 64);
+	move(SIZE_MAX, SIZE_MAX);
+	assert_int_equal(host.n_ends, 1);
+	assert_int_equal(little_host_pages(&host), 10000);
+}
+
+static void test_byte_by_byte(void **state)
+{
+	static const uint8_t rubbish[100] = {0x50, 0x46, 0x47, 0x31, 0xff, 0xff, 0xff, 0xff};
+	size_t size;
+	uint8_t *frame = little_host_hello(&host, 5, 64, &size);
+
+	assert_int_equal(pf_conversation_feed(conversation, rubbish, sizeof(rubbish)), 0);
+	for (size_t i = 0; i < size; i++)
+		assert_int_equal(pf_conversation_feed(conversation, frame + i, 1), 0);
+	free(frame);
+	move(SIZE_MAX, SIZE_MAX);
+	assert_int_equal(host.n_ends, 1);
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test_setup_teardown(test_silent_before_hello, setup, teardown),
+		cmocka_unit_test_setup_teardown(test_knock, setup, teardown),
+		cmocka_unit_test_setup_teardown(test_flush, setup, teardown),
+		cmocka_unit_test_setup_teardown(test_window, setup, teardown),
+		cmocka_unit_test_setup_teardown(test_second_hello_in_mid_frame, setup, teardown),
+		cmocka_unit_test_setup_teardown(test_second_hello_between_frames, setup, teardown),
+		cmocka_unit_test_setup_teardown(test_lost, setup, teardown),
+		cmocka_unit_test_setup_teardown(test_byte_by_byte, setup, teardown),
+	};
+
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}

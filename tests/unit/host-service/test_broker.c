@@ -1,0 +1,504 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * The real broker process on libvirt's test driver, which needs no QEMU and no daemon: each test
+ * spawns its own and speaks with it through PfBroker. The main loop of a test runs until what it
+ * waits for is there, and ends the test if that takes ten seconds.
+ */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <cmocka.h>
+
+#include "host-service/broker_protocol.h"
+#include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#define NODE    "test://" PF_TEST_DOMAINS "/node.test.xml"
+#define RUNS    "2f6a1c1e-8a0f-4c5f-9d1b-0a5f3a4d7c01"
+#define OFF     "2f6a1c1e-8a0f-4c5f-9d1b-0a5f3a4d7c02"
+#define NOBODY  "00000000-0000-4000-8000-000000000000"
+#define TIMEOUT 10
+
+typedef struct Fixture {
+	GMainContext *context;
+	PfBroker *broker;
+	GPid pid;
+	GHashTable *domains; /* name to PfDomain */
+	guint changes;       /* domain_changed() calls */
+	gboolean connected;
+	char *reason;
+	gboolean closed;
+	GAsyncResult *result;
+} Fixture;
+
+static void domain_changed(void *userdata, const PfDomain *domain)
+{
+	Fixture *f = userdata;
+
+	f->changes++;
+	g_hash_table_replace(
+		f->domains, g_strdup(domain->name), g_memdup2(domain, sizeof(*domain)));
+}
+
+static void domain_gone(void *userdata, const char *uuid)
+{
+	fail_msg("no domain of the test driver goes, but %s did", uuid);
+}
+
+static void libvirt_changed(void *userdata, gboolean connected, const char *reason)
+{
+	Fixture *f = userdata;
+
+	f->connected = connected;
+	g_free(f->reason);
+	f->reason = g_strdup(reason);
+}
+
+static void closed(void *userdata)
+{
+	((Fixture *)userdata)->closed = TRUE;
+}
+
+static const PfBrokerEvents events = {domain_changed, domain_gone, libvirt_changed, closed};
+
+static int spawn(Fixture *f, const char *uri)
+{
+	const PfBrokerConfig config = {uri, "/lib/libpagefusion-vmm.so", "/run/shim.sock"};
+	g_autoptr(GError) error = NULL;
+	int fd = pf_broker_spawn(&config, &f->pid, &error);
+
+	assert_null(error);
+	assert_true(fd >= 0);
+	return fd;
+}
+
+static Fixture *start(const char *uri)
+{
+	Fixture *f = g_new0(Fixture, 1);
+
+	/* Never the default context: the next broker's fork would inherit its descriptors. */
+	f->context = g_main_context_new();
+	g_main_context_push_thread_default(f->context);
+	f->domains = g_hash_table_new_full(g_str_hash, g_str_equal, g_free, g_free);
+	f->broker = pf_broker_new(spawn(f, uri), &events, f);
+	return f;
+}
+
+static int exit_status(GPid pid)
+{
+	int status;
+
+	assert_int_equal(waitpid(pid, &status, 0), pid);
+	return status;
+}
+
+static void stop(Fixture *f)
+{
+	g_clear_pointer(&f->broker, pf_broker_free);
+	if (f->pid)
+		assert_int_equal(exit_status(f->pid), 0);
+	g_clear_object(&f->result);
+	g_main_context_pop_thread_default(f->context);
+	g_main_context_unref(f->context);
+	g_hash_table_unref(f->domains);
+	g_free(f->reason);
+	g_free(f);
+}
+
+static gboolean on_timeout(gpointer userdata)
+{
+	fail_msg("nothing came for %d seconds", TIMEOUT);
+	return G_SOURCE_REMOVE;
+}
+
+static void run_until(Fixture *f, gboolean (*done)(Fixture *f))
+{
+	g_autoptr(GSource) timeout = g_timeout_source_new_seconds(TIMEOUT);
+
+	g_source_set_callback(timeout, on_timeout, NULL, NULL);
+	g_source_attach(timeout, f->context);
+	while (!done(f))
+		g_main_context_iteration(f->context, TRUE);
+	g_source_destroy(timeout);
+}
+
+static gboolean has_result(Fixture *f)
+{
+	return f->result != NULL;
+}
+
+static gboolean is_closed(Fixture *f)
+{
+	return f->closed;
+}
+
+static gboolean is_connected(Fixture *f)
+{
+	return f->connected;
+}
+
+static gboolean has_reason(Fixture *f)
+{
+	return f->reason && *f->reason;
+}
+
+static gboolean has_test_domain(Fixture *f)
+{
+	return g_hash_table_contains(f->domains, "test");
+}
+
+static gboolean has_six_domains(Fixture *f)
+{
+	return g_hash_table_size(f->domains) == 6;
+}
+
+static void on_result(GObject *source, GAsyncResult *result, gpointer userdata)
+{
+	((Fixture *)userdata)->result = g_object_ref(result);
+}
+
+static void assert_error(GError *error, GIOErrorEnum code, const char *says)
+{
+	assert_non_null(error);
+	assert_true(error->domain == G_IO_ERROR);
+	if (error->code != (int)code || !strstr(error->message, says))
+		fail_msg("error %d \"%s\", wanted %d \"%s\"", error->code, error->message, code,
+			says);
+	assert_null(strchr(error->message, '\n'));
+}
+
+static gboolean set_enabled(Fixture *f, const char *vm, gboolean enabled, GError **error)
+{
+	g_clear_object(&f->result);
+	pf_broker_set_enabled(f->broker, vm, enabled, on_result, f);
+	run_until(f, has_result);
+	return pf_broker_set_enabled_finish(f->broker, f->result, error);
+}
+
+static void expect_refused(
+	Fixture *f, const char *vm, gboolean enabled, GIOErrorEnum code, const char *says)
+{
+	g_autoptr(GError) error = NULL;
+
+	assert_false(set_enabled(f, vm, enabled, &error));
+	assert_error(error, code, says);
+}
+
+static void test_sees_domains(void **state)
+{
+	Fixture *f = start("test:///default");
+	const PfDomain *domain;
+
+	run_until(f, has_test_domain);
+	assert_true(f->connected);
+	domain = g_hash_table_lookup(f->domains, "test");
+	assert_string_equal(domain->state, "running");
+	assert_string_equal(domain->group, "default");
+	assert_string_equal(domain->channel, "");
+	assert_non_null(strstr(domain->refusal, "neither kvm nor qemu"));
+	assert_true(domain->active);
+	assert_false(domain->enabled);
+	assert_int_equal(domain->pid, 0);
+	assert_int_equal(domain->memory_pages, 8388608 / 4);
+	stop(f);
+}
+
+static void test_sees_what_does_not_run(void **state)
+{
+	Fixture *f = start(NODE);
+	const PfDomain *domain;
+
+	run_until(f, has_six_domains);
+	domain = g_hash_table_lookup(f->domains, "off");
+	assert_string_equal(domain->uuid, OFF);
+	assert_string_equal(domain->state, "shut off");
+	assert_string_equal(domain->group, "tenant-1");
+	assert_false(domain->active);
+	assert_true(domain->enabled);
+	domain = g_hash_table_lookup(f->domains, "paused");
+	assert_string_equal(domain->state, "paused");
+	assert_true(domain->active);
+	stop(f);
+}
+
+static void test_set_enabled_refusals(void **state)
+{
+	Fixture *f = start(NODE);
+	g_autofree char *long_name = g_strnfill(5000, 'x');
+
+	run_until(f, has_six_domains);
+	expect_refused(f, "nobody", TRUE, G_IO_ERROR_NOT_FOUND, "there is no VM nobody");
+	expect_refused(f, NOBODY, TRUE, G_IO_ERROR_NOT_FOUND, "there is no VM");
+	expect_refused(
+		f, "runs", TRUE, G_IO_ERROR_BUSY, "VM runs is running: page fusion can only");
+	expect_refused(f, RUNS, FALSE, G_IO_ERROR_BUSY, "virsh shutdown runs");
+	expect_refused(f, "paused", TRUE, G_IO_ERROR_BUSY, "VM paused is paused");
+	expect_refused(f, "saved", TRUE, G_IO_ERROR_BUSY, "managedsave-remove saved");
+	expect_refused(f, "passing", TRUE, G_IO_ERROR_NOT_SUPPORTED, "transient");
+	expect_refused(f, OFF, TRUE, G_IO_ERROR_FAILED, "the name of another");
+	expect_refused(f, "off", TRUE, G_IO_ERROR_NOT_SUPPORTED, "neither kvm nor qemu");
+	/* These do not even reach the broker, which would end. */
+	expect_refused(f, long_name, TRUE, G_IO_ERROR_INVALID_ARGUMENT, "no valid name");
+	expect_refused(f, "", TRUE, G_IO_ERROR_INVALID_ARGUMENT, "no valid name");
+	expect_refused(f, "a\nb", TRUE, G_IO_ERROR_INVALID_ARGUMENT, "no valid name");
+	expect_refused(f, "\xff", TRUE, G_IO_ERROR_INVALID_ARGUMENT, "no valid name");
+	stop(f);
+}
+
+/* The test driver takes a new definition; the service knows of it when it gets the answer. */
+static void test_set_enabled_defines(void **state)
+{
+	Fixture *f = start(NODE);
+	g_autoptr(GError) error = NULL;
+	const PfDomain *domain;
+	guint changes;
+
+	run_until(f, has_six_domains);
+	assert_true(set_enabled(f, "off", FALSE, &error));
+	domain = g_hash_table_lookup(f->domains, "off");
+	assert_false(domain->enabled);
+	assert_string_equal(domain->group, "default");
+	changes = f->changes;
+	assert_true(set_enabled(f, "off", FALSE, &error));
+	assert_int_equal(f->changes, changes);
+	stop(f);
+}
+
+static void expect_untranslated(Fixture *f, const char *uuid, const PfGuestRange *ranges,
+	size_t n_ranges, GIOErrorEnum code, const char *says)
+{
+	g_autoptr(GError) error = NULL;
+	PfHva *hvas = NULL;
+	size_t n_hvas;
+
+	g_clear_object(&f->result);
+	pf_broker_translate(f->broker, uuid, ranges, n_ranges, on_result, f);
+	run_until(f, has_result);
+	assert_false(pf_broker_translate_finish(f->broker, f->result, &hvas, &n_hvas, &error));
+	assert_null(hvas);
+	assert_error(error, code, says);
+}
+
+static void test_translate_fails_cleanly(void **state)
+{
+	Fixture *f = start(NODE);
+	const PfGuestRange good = {{0}, 16}, wraps = {{UINT64_MAX}, 2}, empty = {{0}, 0};
+	PfGuestRange many[PF_SESSION_MAX_RAM_RANGES + 1];
+
+	for (size_t i = 0; i < G_N_ELEMENTS(many); i++)
+		many[i] = good;
+	run_until(f, has_six_domains);
+	expect_untranslated(f, NOBODY, &good, 1, G_IO_ERROR_NOT_FOUND, "no VM with the UUID");
+	expect_untranslated(
+		f, RUNS, &good, 1, G_IO_ERROR_NOT_SUPPORTED, "VM runs does not run with");
+	expect_untranslated(f, "runs", &good, 1, G_IO_ERROR_INVALID_ARGUMENT, "no valid");
+	expect_untranslated(f, RUNS, &wraps, 1, G_IO_ERROR_INVALID_ARGUMENT, "no valid");
+	expect_untranslated(f, RUNS, &empty, 1, G_IO_ERROR_INVALID_ARGUMENT, "no valid");
+	expect_untranslated(f, RUNS, &good, 0, G_IO_ERROR_INVALID_ARGUMENT, "no valid");
+	expect_untranslated(
+		f, RUNS, many, G_N_ELEMENTS(many), G_IO_ERROR_INVALID_ARGUMENT, "no valid");
+	stop(f);
+}
+
+static void test_channel_fails_cleanly(void **state)
+{
+	Fixture *f = start(NODE);
+	g_autoptr(GError) error = NULL;
+
+	run_until(f, has_six_domains);
+	pf_broker_open_channel(f->broker, RUNS, on_result, f);
+	run_until(f, has_result);
+	assert_int_equal(pf_broker_open_channel_finish(f->broker, f->result, &error), -1);
+	assert_error(error, G_IO_ERROR_NOT_SUPPORTED, "does not run with page fusion");
+	stop(f);
+}
+
+static void test_userfaultfd_is_received(void **state)
+{
+	Fixture *f = start("test:///default");
+	g_autoptr(GError) error = NULL;
+	struct stat device, received;
+	int fd;
+
+	pf_broker_open_userfaultfd(f->broker, on_result, f);
+	run_until(f, has_result);
+	fd = pf_broker_open_userfaultfd_finish(f->broker, f->result, &error);
+	if (stat("/dev/userfaultfd", &device) < 0) {
+		assert_int_equal(fd, -1);
+		assert_error(error, G_IO_ERROR_NOT_SUPPORTED, "needs Linux 6.8");
+	} else if (access("/dev/userfaultfd", R_OK | W_OK) < 0) {
+		assert_int_equal(fd, -1);
+		assert_error(error, G_IO_ERROR_PERMISSION_DENIED, "run pagefusiond as root");
+	} else {
+		assert_null(error);
+		assert_int_equal(fstat(fd, &received), 0);
+		assert_true(received.st_rdev == device.st_rdev);
+		assert_int_equal(fcntl(fd, F_GETFL) & O_ACCMODE, O_RDWR);
+		assert_int_equal(fcntl(fd, F_GETFD), FD_CLOEXEC);
+		close(fd);
+	}
+	stop(f);
+}
+
+static void test_session_daemon_is_refused(void **state)
+{
+	Fixture *f = start("qemu:///session");
+
+	run_until(f, has_reason);
+	assert_false(f->connected);
+	assert_string_equal(f->reason, "page fusion needs the system daemon: use qemu:///system");
+	expect_refused(f, "any", TRUE, G_IO_ERROR_NOT_CONNECTED, "libvirt does not answer");
+	stop(f);
+}
+
+/* The node's file is not there at first: libvirt is away, and comes later. */
+static void test_connects_later(void **state)
+{
+	g_autofree char *directory = g_dir_make_tmp("pf-broker-XXXXXX", NULL);
+	g_autofree char *link = g_strconcat(directory, "/node.xml", NULL);
+	g_autofree char *uri = g_strconcat("test://", link, NULL);
+	Fixture *f = start(uri);
+
+	run_until(f, has_reason);
+	assert_false(f->connected);
+	assert_non_null(strstr(f->reason, "start libvirtd or virtqemud"));
+	assert_null(strchr(f->reason, '\n'));
+	assert_int_equal(symlink(PF_TEST_DOMAINS "/node.test.xml", link), 0);
+	run_until(f, is_connected);
+	run_until(f, has_six_domains);
+	unlink(link);
+	rmdir(directory);
+	stop(f);
+}
+
+static void test_awaited_answers_fail_when_the_broker_dies(void **state)
+{
+	Fixture *f = start("test:///default");
+	g_autoptr(GError) error = NULL;
+
+	run_until(f, has_test_domain);
+	kill(f->pid, SIGSTOP);
+	pf_broker_open_userfaultfd(f->broker, on_result, f);
+	kill(f->pid, SIGKILL);
+	assert_true(WIFSIGNALED(exit_status(f->pid)));
+	f->pid = 0;
+	run_until(f, is_closed);
+	run_until(f, has_result);
+	assert_int_equal(pf_broker_open_userfaultfd_finish(f->broker, f->result, &error), -1);
+	assert_error(error, G_IO_ERROR_CLOSED, "ended");
+	/* Later ones fail likewise. */
+	expect_refused(f, "test", TRUE, G_IO_ERROR_CLOSED, "ended");
+	stop(f);
+}
+
+static void test_awaited_answers_fail_when_it_is_freed(void **state)
+{
+	Fixture *f = start("test:///default");
+	g_autoptr(GError) error = NULL;
+
+	pf_broker_open_userfaultfd(f->broker, on_result, f);
+	g_clear_pointer(&f->broker, pf_broker_free);
+	run_until(f, has_result);
+	assert_int_equal(pf_broker_open_userfaultfd_finish(NULL, f->result, &error), -1);
+	assert_error(error, G_IO_ERROR_CLOSED, "ended");
+	assert_false(f->closed);
+	stop(f);
+}
+
+static guint n_answers;
+
+static void count_answer(GObject *source, GAsyncResult *result, gpointer userdata)
+{
+	g_autoptr(GError) error = NULL;
+
+	assert_false(pf_broker_set_enabled_finish(NULL, result, &error));
+	assert_error(error, G_IO_ERROR_NOT_FOUND, "there is no VM nobody");
+	n_answers++;
+}
+
+static gboolean has_all_answers(Fixture *f)
+{
+	return n_answers == 2000;
+}
+
+/* More requests than the socket takes at once, while the broker stands still. */
+static void test_many_requests_wait(void **state)
+{
+	Fixture *f = start("test:///default");
+
+	n_answers = 0;
+	run_until(f, is_connected);
+	kill(f->pid, SIGSTOP);
+	for (int i = 0; i < 2000; i++)
+		pf_broker_set_enabled(f->broker, "nobody", TRUE, count_answer, f);
+	for (int i = 0; i < 10; i++)
+		g_main_context_iteration(f->context, FALSE);
+	kill(f->pid, SIGCONT);
+	run_until(f, has_all_answers);
+	stop(f);
+}
+
+/* The broker ends with status 1 when it gets this packet. */
+static void expect_end(const void *packet, size_t size, int descriptor)
+{
+	Fixture f = {0};
+	int fd = spawn(&f, "test:///default");
+	int status;
+
+	assert_int_equal(pf_broker_send(fd, packet, size, descriptor), 0);
+	status = exit_status(f.pid);
+	assert_true(WIFEXITED(status));
+	assert_int_equal(WEXITSTATUS(status), 1);
+	close(fd);
+}
+
+static void test_what_is_no_request_ends_the_broker(void **state)
+{
+	PfBrokerRequest request = {PF_BROKER_MAGIC, PF_BROKER_OPEN_USERFAULTFD, 1};
+
+	expect_end("rubbish", 7, -1);
+	expect_end(&request, sizeof(request) - 1, -1);
+	expect_end(&request, sizeof(request), STDERR_FILENO);
+	request.type = PF_BROKER_ANSWER;
+	expect_end(&request, sizeof(request), -1);
+}
+
+/* A signal to the whole process group ends the service first, and the broker with it. */
+static void test_ends_with_the_service(void **state)
+{
+	Fixture *f = start("test:///default");
+
+	run_until(f, is_connected);
+	kill(f->pid, SIGTERM);
+	kill(f->pid, SIGINT);
+	expect_refused(f, "nobody", TRUE, G_IO_ERROR_NOT_FOUND, "there is no VM nobody");
+	stop(f);
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(test_sees_domains),
+		cmocka_unit_test(test_sees_what_does_not_run),
+		cmocka_unit_test(test_set_enabled_refusals),
+		cmocka_unit_test(test_set_enabled_defines),
+		cmocka_unit_test(test_translate_fails_cleanly),
+		cmocka_unit_test(test_channel_fails_cleanly),
+		cmocka_unit_test(test_userfaultfd_is_received),
+		cmocka_unit_test(test_session_daemon_is_refused),
+		cmocka_unit_test(test_connects_later),
+		cmocka_unit_test(test_awaited_answers_fail_when_the_broker_dies),
+		cmocka_unit_test(test_awaited_answers_fail_when_it_is_freed),
+		cmocka_unit_test(test_many_requests_wait),
+		cmocka_unit_test(test_what_is_no_request_ends_the_broker),
+		cmocka_unit_test(test_ends_with_the_service),
+	};
+
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}

@@ -1,0 +1,220 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* What the broker takes for a request, what the service takes for a message, and descriptors in
+ * packets. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <cmocka.h>
+
+#include "host-service/broker_protocol.h"
+#include <errno.h>
+#include <fcntl.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#define UUID "2f6a1c1e-8a0f-4c5f-9d1b-0a5f3a4d7c01"
+
+static PfBrokerRequest new_request(PfBrokerRequestType type, const char *vm)
+{
+	PfBrokerRequest request = {.magic = PF_BROKER_MAGIC, .type = type, .id = 1};
+
+	g_strlcpy(request.vm, vm, sizeof(request.vm));
+	if (type == PF_BROKER_TRANSLATE) {
+		request.n_ranges = 1;
+		request.ranges[0] = (PfGuestRange){{1}, 1};
+	}
+	return request;
+}
+
+static bool check(const PfBrokerRequest *request)
+{
+	return pf_broker_check_request(request, sizeof(*request), 0);
+}
+
+static void test_uuid(void **state)
+{
+	assert_true(pf_broker_is_uuid(UUID));
+	assert_true(pf_broker_is_uuid("2F6A1C1E-8A0F-4C5F-9D1B-0A5F3A4D7C01"));
+	assert_false(pf_broker_is_uuid(""));
+	assert_false(pf_broker_is_uuid(UUID "0"));
+	assert_false(pf_broker_is_uuid("2f6a1c1e-8a0f-4c5f-9d1b-0a5f3a4d7c0"));
+	assert_false(pf_broker_is_uuid("2f6a1c1e08a0f-4c5f-9d1b-0a5f3a4d7c01"));
+	assert_false(pf_broker_is_uuid("2f6a1c1e-8a0f-4c5f-9d1b-0a5f3a4d7c0g"));
+}
+
+static void test_good_requests(void **state)
+{
+	PfBrokerRequest userfaultfd = new_request(PF_BROKER_OPEN_USERFAULTFD, "");
+	PfBrokerRequest channel = new_request(PF_BROKER_OPEN_CHANNEL, UUID);
+	PfBrokerRequest translate = new_request(PF_BROKER_TRANSLATE, UUID);
+	PfBrokerRequest enable = new_request(PF_BROKER_SET_ENABLED, "Gäste-VM 1");
+
+	assert_true(check(&userfaultfd));
+	assert_true(check(&channel));
+	assert_true(check(&translate));
+	assert_true(check(&enable));
+	translate.ranges[0] = (PfGuestRange){{PF_BROKER_MAX_GFN - 1}, 1};
+	assert_true(check(&translate));
+}
+
+static void test_wrong_envelopes(void **state)
+{
+	PfBrokerRequest good = new_request(PF_BROKER_OPEN_USERFAULTFD, ""), bad;
+
+	assert_false(pf_broker_check_request(&good, sizeof(good) - 1, 0));
+	assert_false(pf_broker_check_request(&good, sizeof(good) + 1, 0));
+	assert_false(pf_broker_check_request(&good, sizeof(good), 1));
+	bad = good;
+	bad.magic++;
+	assert_false(check(&bad));
+	bad = good;
+	bad.id = 0;
+	assert_false(check(&bad));
+	for (uint32_t type = 0; type < 256; type++) {
+		bad.id = 1;
+		bad.type = type;
+		assert_int_equal(check(&bad), type == PF_BROKER_OPEN_USERFAULTFD);
+	}
+}
+
+static void test_wrong_names(void **state)
+{
+	PfBrokerRequest enable = new_request(PF_BROKER_SET_ENABLED, "a\033b");
+	PfBrokerRequest channel = new_request(PF_BROKER_OPEN_CHANNEL, "name");
+
+	assert_false(check(&enable));
+	enable = new_request(PF_BROKER_SET_ENABLED, "\xc3");
+	assert_false(check(&enable));
+	enable = new_request(PF_BROKER_SET_ENABLED, "");
+	assert_false(check(&enable));
+	enable = new_request(PF_BROKER_SET_ENABLED, "a");
+	enable.enabled = 2;
+	assert_false(check(&enable));
+	memset(enable.vm, 'a', sizeof(enable.vm));
+	enable.enabled = 0;
+	assert_false(check(&enable));
+	assert_false(check(&channel));
+}
+
+static void test_wrong_ranges(void **state)
+{
+	static const PfGuestRange wrong[] = {
+		{{0}, 0},
+		{{PF_BROKER_MAX_GFN}, 1},
+		{{1}, PF_BROKER_MAX_GFN},
+		{{UINT64_MAX}, 1},
+		{{UINT64_MAX}, UINT64_MAX},
+		{{0}, UINT64_MAX},
+	};
+	PfBrokerRequest request = new_request(PF_BROKER_TRANSLATE, UUID);
+
+	request.n_ranges = 2;
+	for (size_t i = 0; i < G_N_ELEMENTS(wrong); i++) {
+		request.ranges[1] = wrong[i];
+		assert_false(check(&request));
+	}
+	request.n_ranges = 0;
+	assert_false(check(&request));
+	request.n_ranges = PF_SESSION_MAX_RAM_RANGES + 1;
+	assert_false(check(&request));
+}
+
+static void test_messages(void **state)
+{
+	PfBrokerMessage message = {.magic = PF_BROKER_MAGIC, .type = PF_BROKER_DOMAIN};
+	PfDomain *domain = &message.body.domain;
+
+	assert_false(pf_broker_check_message(&message, sizeof(message)));
+	g_strlcpy(domain->uuid, UUID, sizeof(domain->uuid));
+	assert_true(pf_broker_check_message(&message, sizeof(message)));
+	assert_false(pf_broker_check_message(&message, sizeof(message) - 1));
+	memset(domain->group, 'a', sizeof(domain->group));
+	assert_false(pf_broker_check_message(&message, sizeof(message)));
+	domain->group[1] = 0;
+	domain->pid = -1;
+	assert_false(pf_broker_check_message(&message, sizeof(message)));
+
+	message.type = PF_BROKER_ANSWER;
+	assert_false(pf_broker_check_message(&message, sizeof(message)));
+	message.id = 1;
+	assert_true(pf_broker_check_message(&message, sizeof(message)));
+	message.n_hvas = PF_SESSION_MAX_RAM_RANGES + 1;
+	assert_false(pf_broker_check_message(&message, sizeof(message)));
+	message.n_hvas = 0;
+	memset(message.text, 'a', sizeof(message.text));
+	assert_false(pf_broker_check_message(&message, sizeof(message)));
+}
+
+static int n_open_descriptors(void)
+{
+	int n = 0;
+
+	for (int fd = 0; fd < 256; fd++)
+		n += fcntl(fd, F_GETFD) >= 0;
+	return n;
+}
+
+/* Two descriptors in one packet, which no sender of ours makes: one is kept, none is lost. */
+static void send_two(int socket)
+{
+	union {
+		struct cmsghdr header;
+		char room[CMSG_SPACE(2 * sizeof(int))];
+	} control = {0};
+	struct iovec iov = {.iov_base = (void *)"x", .iov_len = 1};
+	struct msghdr message = {.msg_iov = &iov,
+		.msg_iovlen = 1,
+		.msg_control = &control,
+		.msg_controllen = sizeof(control)};
+	const int fds[2] = {STDIN_FILENO, STDERR_FILENO};
+
+	control.header.cmsg_level = SOL_SOCKET;
+	control.header.cmsg_type = SCM_RIGHTS;
+	control.header.cmsg_len = CMSG_LEN(sizeof(fds));
+	memcpy(CMSG_DATA(&control.header), fds, sizeof(fds));
+	assert_int_equal(sendmsg(socket, &message, 0), 1);
+}
+
+static void test_descriptors(void **state)
+{
+	int sockets[2], before, fd;
+	size_t n_fds;
+	char byte[1];
+
+	assert_int_equal(socketpair(AF_UNIX, SOCK_SEQPACKET, 0, sockets), 0);
+	before = n_open_descriptors();
+	assert_int_equal(pf_broker_send(sockets[0], "abc", 3, STDERR_FILENO), 0);
+	assert_int_equal(pf_broker_receive(sockets[1], byte, 1, &fd, &n_fds), 3);
+	assert_int_equal(n_fds, 1);
+	assert_int_equal(fcntl(fd, F_GETFD), FD_CLOEXEC);
+	close(fd);
+
+	send_two(sockets[0]);
+	assert_int_equal(pf_broker_receive(sockets[1], byte, 1, &fd, &n_fds), 1);
+	assert_int_equal(n_fds, 2);
+	close(fd);
+	assert_int_equal(n_open_descriptors(), before);
+
+	close(sockets[0]);
+	assert_int_equal(pf_broker_receive(sockets[1], byte, 1, &fd, &n_fds), 0);
+	assert_int_equal(fd, -1);
+	assert_int_equal(pf_broker_send(sockets[1], "a", 1, -1), -EPIPE);
+	close(sockets[1]);
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(test_uuid),
+		cmocka_unit_test(test_good_requests),
+		cmocka_unit_test(test_wrong_envelopes),
+		cmocka_unit_test(test_wrong_names),
+		cmocka_unit_test(test_wrong_ranges),
+		cmocka_unit_test(test_messages),
+		cmocka_unit_test(test_descriptors),
+	};
+
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}

@@ -1,0 +1,60 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#pragma once
+/*
+ * Toy VMs around one service. The service runs in this process (its main loop turns while a test
+ * waits for anything) or as the program pagefusiond, for tests that kill it. Whatever cannot be set
+ * up ends the test.
+ */
+#include "host-service/service.h"
+#include <stdbool.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+#define LAB_MAX_VMS 4
+
+typedef struct Lab Lab;
+
+typedef struct LabVm {
+	Lab *lab;
+	pid_t pid;
+	int to, from; /* its standard input and output */
+	int pagemap;
+	char name[32], uuid[PF_UUID_TEXT], channel[108], group[64];
+	uint64_t blocks[2]; /* addresses of gfn 0 and gfn LAB_HIGH */
+} LabVm;
+
+#define LAB_LOW_PAGES  1024u
+#define LAB_HIGH       0x100000ull
+#define LAB_HIGH_PAGES 512u
+
+Lab *lab_new(bool own_process);
+void lab_free(Lab *lab);
+
+PfService *lab_service(Lab *lab); /* in this process only */
+const char *lab_shim_socket(const Lab *lab);
+
+/* The service's process: kill -9, and a new one that knows the same VMs. */
+void lab_kill_service(Lab *lab);
+void lab_restart_service(Lab *lab);
+
+/* A process; the service does not know that it is a VM before lab_announce(). */
+LabVm *lab_start_vm(Lab *lab, const char *name, const char *group);
+void lab_announce(LabVm *vm);
+/* As QEMU ends: by itself, or killed. The service hears that the domain is gone. */
+void lab_end_vm(LabVm *vm, bool killed);
+
+/* One line to the VM, one line back (valid until the next command). */
+const char *lab_command(LabVm *vm, const char *format, ...) __attribute__((format(printf, 2, 3)));
+/* The same; fails the test unless the answer is "ok". */
+void lab_ok(LabVm *vm, const char *format, ...) __attribute__((format(printf, 2, 3)));
+
+/* Waits until condition() is true, at most 20 s. */
+bool lab_wait(Lab *lab, bool (*condition)(void *userdata), void *userdata);
+/* Turns the main loop for that long. Only where a test wants to see that nothing happens. */
+void lab_turn(Lab *lab, unsigned ms);
+void lab_wait_for_session(LabVm *vm);
+
+/* From /proc/PID/pagemap: the frame number in the host's memory when the page is one of a file,
+ * else 0. */
+uint64_t lab_file_pfn(const LabVm *vm, uint64_t gfn);
+unsigned lab_count_file_pages(const LabVm *vm);

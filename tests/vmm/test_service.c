@@ -1,0 +1,445 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* The real service and the real shim, with VMs that are toys: what is shared, what is not, and by
+ * whom. */
+#include "proto/shim_protocol.h"
+#include "tests/vmm/lab.h"
+#include <errno.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <unistd.h>
+#include <cmocka.h>
+
+#define N     64u  /* pages of the module that all VMs hold */
+#define FIRST 100u /* their gfn */
+#define SEED  5000u
+#define LIE   0x11e50000u /* seed of what toy_vmm's "lie" claims for file page 0 */
+
+typedef struct Wanted {
+	Lab *lab;
+	LabVm *a, *b;
+	uint64_t shared;
+} Wanted;
+
+static PfFusionStats host_stats(Lab *lab)
+{
+	PfHostView view;
+
+	pf_service_host_view(lab_service(lab), &view);
+	return view.stats;
+}
+
+static void copy_view(const PfVmView *view, void *userdata)
+{
+	*(PfVmView *)userdata = *view;
+}
+
+/* The pointers in it must not be used. */
+static PfVmView vm_view(LabVm *vm)
+{
+	PfVmView view = {0};
+
+	assert_true(pf_service_visit_vm(lab_service(vm->lab), vm->name, copy_view, &view));
+	return view;
+}
+
+static bool shares(void *userdata)
+{
+	Wanted *wanted = userdata;
+
+	return host_stats(wanted->lab).shared == wanted->shared;
+}
+
+static void wait_for_shared(Lab *lab, uint64_t shared)
+{
+	Wanted wanted = {.lab = lab, .shared = shared};
+
+	if (!lab_wait(lab, shares, &wanted))
+		fail_msg("%" G_GUINT64_FORMAT " pages are shared and not %" G_GUINT64_FORMAT,
+			(guint64)host_stats(lab).shared, (guint64)shared);
+}
+
+static LabVm *start(Lab *lab, const char *name, const char *group)
+{
+	LabVm *vm = lab_start_vm(lab, name, group);
+
+	lab_ok(vm, "fill %u %u %u", FIRST, N, SEED);
+	lab_announce(vm);
+	lab_wait_for_session(vm);
+	return vm;
+}
+
+static void report(LabVm *vm)
+{
+	lab_ok(vm, "module 1 libtoy.so %u", N);
+	lab_ok(vm, "hint 1 0 %u %u", FIRST, N);
+}
+
+static void expect_same_frames(LabVm *a, LabVm *b, bool same)
+{
+	for (unsigned i = 0; i < N; i++) {
+		uint64_t pfn = lab_file_pfn(a, FIRST + i);
+
+		assert_true(pfn != 0);
+		if (same)
+			assert_true(pfn == lab_file_pfn(b, FIRST + i));
+		else
+			assert_true(pfn != lab_file_pfn(b, FIRST + i));
+	}
+}
+
+static int set_up(void **state)
+{
+	*state = lab_new(false);
+	return 0;
+}
+
+static int set_up_process(void **state)
+{
+	*state = lab_new(true);
+	return 0;
+}
+
+static int tear_down(void **state)
+{
+	lab_free(*state);
+	return 0;
+}
+
+static void test_two_share(void **state)
+{
+	Lab *lab = *state;
+	LabVm *a = start(lab, "a", "default"), *b = start(lab, "b", "default");
+	PfFusionStats stats;
+
+	report(a);
+	report(b);
+	wait_for_shared(lab, N);
+	expect_same_frames(a, b, true);
+	assert_int_equal(lab_count_file_pages(a), N);
+	assert_int_equal(lab_count_file_pages(b), N);
+	lab_ok(a, "check %u %u %u", FIRST, N, SEED);
+	lab_ok(b, "check %u %u %u", FIRST, N, SEED);
+	stats = host_stats(lab);
+	assert_int_equal(stats.frames, N);
+	assert_int_equal(stats.revoked, 0);
+	assert_int_equal(stats.candidates, 0);
+	assert_true(stats.hint_to_fused_us_p90 >= 0);
+	assert_int_equal(vm_view(a).stats.hinted, N);
+	assert_int_equal(vm_view(a).stats.fused, N);
+	assert_int_equal(vm_view(a).stats.shared, N);
+	assert_true(vm_view(b).shim_connected);
+
+	/* A write in one: the other one keeps its bytes, and the numbers fall. */
+	lab_ok(a, "write %u 123 77", FIRST + 5);
+	assert_string_equal(lab_command(a, "read %u 123", FIRST + 5), "77");
+	lab_ok(b, "check %u %u %u", FIRST, N, SEED);
+	wait_for_shared(lab, N - 1);
+	assert_int_equal(lab_count_file_pages(a), N - 1);
+	assert_int_equal(lab_count_file_pages(b), N);
+	assert_int_equal(host_stats(lab).revoked, 1);
+	assert_int_equal(vm_view(a).stats.revoked, 1);
+	assert_int_equal(vm_view(b).stats.shared, N - 1);
+}
+
+static void test_both_blocks_and_places(void **state)
+{
+	Lab *lab = *state;
+	LabVm *a = start(lab, "a", "default"), *b = start(lab, "b", "default");
+
+	/* The same module lies somewhere else in the other guest, in another order. */
+	lab_ok(b, "fill %llu %u %u", LAB_HIGH + 8, N / 2, SEED + N / 2);
+	lab_ok(b, "fill %u %u %u", 700, N / 2, SEED);
+	report(a);
+	lab_ok(b, "module 9 libtoy.so %u", N);
+	lab_ok(b, "hint 9 %u %llu %u", N / 2, LAB_HIGH + 8, N / 2);
+	lab_ok(b, "hint 9 0 700 %u", N / 2);
+	wait_for_shared(lab, N);
+	for (unsigned i = 0; i < N / 2; i++) {
+		assert_true(lab_file_pfn(a, FIRST + i) == lab_file_pfn(b, 700 + i));
+		assert_true(
+			lab_file_pfn(a, FIRST + N / 2 + i) == lab_file_pfn(b, LAB_HIGH + 8 + i));
+	}
+	lab_ok(b, "check %llu %u %u", LAB_HIGH + 8, N / 2, SEED + N / 2);
+	lab_ok(b, "check 700 %u %u", N / 2, SEED);
+	lab_ok(b, "check %u %u %u", FIRST, N, SEED);
+}
+
+static void test_discard(void **state)
+{
+	Lab *lab = *state;
+	LabVm *a = start(lab, "a", "default"), *b = start(lab, "b", "default");
+
+	report(a);
+	report(b);
+	wait_for_shared(lab, N);
+	lab_ok(a, "discard %u 4", FIRST + 10);
+	lab_ok(a, "zero %u 4", FIRST + 10);
+	lab_ok(a, "check %u 10 %u", FIRST, SEED);
+	lab_ok(b, "check %u %u %u", FIRST, N, SEED);
+	wait_for_shared(lab, N - 4);
+	lab_ok(a, "fill %u 4 1", FIRST + 10);
+	lab_ok(a, "check %u 4 1", FIRST + 10);
+	assert_int_equal(host_stats(lab).revoked, 0);
+}
+
+static void test_children(void **state)
+{
+	Lab *lab = *state;
+	LabVm *a = start(lab, "a", "default"), *b = start(lab, "b", "default");
+
+	assert_string_equal(lab_command(a, "preload"), "[]");
+	report(a);
+	report(b);
+	wait_for_shared(lab, N);
+	assert_string_equal(lab_command(a, "fork"), "0");
+	lab_ok(a, "check %u %u %u", FIRST, N, SEED);
+	lab_ok(a, "fill %u %u 1", FIRST, N);
+	lab_ok(a, "check %u %u 1", FIRST, N);
+	lab_ok(b, "check %u %u %u", FIRST, N, SEED);
+	wait_for_shared(lab, 0);
+}
+
+static void test_lies(void **state)
+{
+	Lab *lab = *state;
+	LabVm *a = start(lab, "a", "default"), *b = start(lab, "b", "default");
+
+	/* Both claim to hold what neither has. */
+	lab_ok(a, "module 2 lies %u", N);
+	lab_ok(b, "module 2 lies %u", N);
+	lab_ok(a, "lie 2 0 %u 32", FIRST);
+	lab_ok(b, "lie 2 0 %u 32", FIRST);
+	/* Outside RAM, outside the module, of no module, a module of absurd size. */
+	lab_ok(a, "lie 2 0 99999999 4");
+	lab_ok(a, "lie 2 0 %u 64", LAB_LOW_PAGES - 32);
+	lab_ok(a, "lie 2 18446744073709551600 100 64");
+	lab_ok(a, "lie 2 0 18446744073709551600 64");
+	lab_ok(a, "lie 77 0 100 4");
+	lab_ok(a, "module 3 huge 18446744073709551615");
+	lab_ok(a, "lie 3 0 100 4");
+	lab_ok(a, "module 4294967295 far 10");
+	lab_ok(a, "lie 4294967295 0 100 4");
+	lab_ok(a, "rubbish");
+	/* The truth of another module, after all that: nothing was broken. */
+	lab_ok(a, "fill 600 16 42");
+	lab_ok(b, "fill 600 16 42");
+	lab_ok(a, "module 5 truth 16");
+	lab_ok(b, "module 5 truth 16");
+	lab_ok(a, "hint 5 0 600 16");
+	lab_ok(b, "hint 5 0 600 16");
+	wait_for_shared(lab, 16);
+	lab_ok(a, "check %u %u %u", FIRST, N, SEED);
+	lab_ok(b, "check %u %u %u", FIRST, N, SEED);
+	lab_ok(a, "check 600 16 42");
+	assert_int_equal(lab_count_file_pages(a), 16);
+	assert_int_equal(lab_count_file_pages(b), 16);
+	assert_true(vm_view(a).stats.capture_mismatches + vm_view(b).stats.capture_mismatches > 0);
+}
+
+static bool was_refused(void *userdata)
+{
+	Wanted *wanted = userdata;
+	PfVmView view = vm_view(wanted->a);
+
+	return view.stats.refused[PF_SHIM_DIFFERENT] + view.stats.capture_mismatches >= 16;
+}
+
+static void test_liar_beside_the_honest(void **state)
+{
+	Lab *lab = *state;
+	LabVm *liar = start(lab, "liar", "default"), *b = start(lab, "b", "default"),
+	      *c = start(lab, "c", "default");
+	Wanted wanted = {.lab = lab, .a = liar};
+
+	/* What the liar claims is what the others have. */
+	for (int i = 0; i < 2; i++) {
+		lab_ok(i ? c : b, "fill 300 16 %u", LIE);
+		lab_ok(i ? c : b, "module 6 m 16");
+	}
+	lab_ok(liar, "module 6 m 16");
+	lab_ok(liar, "lie 6 0 300 16");
+	lab_ok(liar, "fill 300 16 9999");
+	lab_ok(b, "hint 6 0 300 16");
+	lab_ok(c, "hint 6 0 300 16");
+	wait_for_shared(lab, 16);
+	assert_true(lab_wait(lab, was_refused, &wanted));
+	lab_ok(liar, "check 300 16 9999");
+	assert_int_equal(lab_count_file_pages(liar), 0);
+	lab_ok(b, "check 300 16 %u", LIE);
+	lab_ok(c, "check 300 16 %u", LIE);
+	assert_true(lab_file_pfn(b, 300) == lab_file_pfn(c, 300));
+}
+
+static void test_vm_goes(void **state)
+{
+	Lab *lab = *state;
+	LabVm *a = start(lab, "a", "default"), *b = start(lab, "b", "default"),
+	      *c = start(lab, "c", "default");
+
+	report(a);
+	report(b);
+	report(c);
+	wait_for_shared(lab, 2 * N);
+	lab_end_vm(a, false);
+	wait_for_shared(lab, N);
+	lab_ok(b, "check %u %u %u", FIRST, N, SEED);
+	lab_end_vm(c, true);
+	wait_for_shared(lab, 0);
+	lab_ok(b, "check %u %u %u", FIRST, N, SEED);
+	lab_ok(b, "write %u 0 1", FIRST);
+	lab_ok(b, "check %u %u %u", FIRST + 1, N - 1, SEED + 1);
+	assert_int_equal(lab_count_file_pages(b), N - 1);
+}
+
+static void test_trust_groups(void **state)
+{
+	Lab *lab = *state;
+	LabVm *a = start(lab, "a", "one"), *b = start(lab, "b", "one");
+	LabVm *c = start(lab, "c", "two"), *d = start(lab, "d", "two");
+
+	report(a);
+	report(c);
+	/* One of each group: nobody to share with. */
+	lab_turn(lab, 300);
+	assert_int_equal(host_stats(lab).shared, 0);
+	assert_int_equal(lab_count_file_pages(a), 0);
+	report(b);
+	report(d);
+	wait_for_shared(lab, 2 * N);
+	expect_same_frames(a, b, true);
+	expect_same_frames(c, d, true);
+	expect_same_frames(a, c, false);
+	assert_int_equal(host_stats(lab).frames, 2 * N);
+}
+
+/* A connection to the shims' socket that says what a shim says. */
+static int connect_as_shim(Lab *lab, const void *data, size_t size)
+{
+	struct sockaddr_un address = {.sun_family = AF_UNIX};
+	int fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
+
+	assert_true(fd >= 0);
+	strcpy(address.sun_path, lab_shim_socket(lab));
+	assert_int_equal(connect(fd, (struct sockaddr *)&address, sizeof(address)), 0);
+	assert_int_equal(send(fd, data, size, MSG_NOSIGNAL), size);
+	return fd;
+}
+
+static void test_strangers(void **state)
+{
+	Lab *lab = *state;
+	struct {
+		PfShimHeader header;
+		PfShimHello hello;
+	} hello = {{PF_SHIM_MAGIC, PF_SHIM_HELLO, 0, sizeof(hello), 0, 0},
+		{PF_SHIM_VERSION, PF_SHIM_VERSION, 0, PF_PAGE_SIZE, 0, {0}}};
+	LabVm *a = start(lab, "a", "default"), *b = start(lab, "b", "default");
+	/* A process with the shim that is no VM of libvirt's. */
+	LabVm *stranger = lab_start_vm(lab, "stranger", "default");
+	int fake = connect_as_shim(lab, &hello, sizeof(hello));
+	int rubbish = connect_as_shim(lab, "not a message of the protocol", 29);
+	char byte;
+
+	lab_ok(stranger, "fill %u %u %u", FIRST, N, SEED);
+	report(a);
+	report(b);
+	wait_for_shared(lab, N);
+	assert_int_equal(lab_count_file_pages(stranger), 0);
+	/* Nobody spoke to it, let alone sent it a descriptor. */
+	assert_true(recv(fake, &byte, 1, MSG_DONTWAIT) <= 0);
+	assert_true(recv(rubbish, &byte, 1, MSG_DONTWAIT) <= 0);
+	lab_ok(a, "check %u %u %u", FIRST, N, SEED);
+	lab_ok(stranger, "check %u %u %u", FIRST, N, SEED);
+	close(fake);
+	close(rubbish);
+}
+
+static void test_changed_after_the_hint(void **state)
+{
+	Lab *lab = *state;
+	LabVm *a = start(lab, "a", "default"), *b = start(lab, "b", "default");
+
+	report(a);
+	/* It changes after it was hinted: its own bytes stay. */
+	lab_ok(b, "module 1 libtoy.so %u", N);
+	lab_ok(b, "hint 1 0 %u %u", FIRST, N);
+	lab_ok(b, "fill %u 1 31337", FIRST + 3);
+	lab_turn(lab, 200);
+	lab_ok(b, "check %u 1 31337", FIRST + 3);
+	lab_ok(b, "check %u %u %u", FIRST + 4, N - 4, SEED + 4);
+	lab_ok(a, "check %u %u %u", FIRST, N, SEED);
+	wait_for_shared(lab, N - 1);
+	assert_true(lab_file_pfn(b, FIRST + 3) == 0);
+}
+
+static bool are_fused(void *userdata)
+{
+	Wanted *wanted = userdata;
+
+	return lab_count_file_pages(wanted->a) == wanted->shared &&
+	       lab_count_file_pages(wanted->b) == wanted->shared &&
+	       lab_file_pfn(wanted->a, FIRST) == lab_file_pfn(wanted->b, FIRST);
+}
+
+static void test_service_is_killed(void **state)
+{
+	Lab *lab = *state;
+	LabVm *a = start(lab, "a", "default"), *b = start(lab, "b", "default");
+	Wanted wanted = {.lab = lab, .a = a, .b = b, .shared = N};
+
+	report(a);
+	report(b);
+	assert_true(lab_wait(lab, are_fused, &wanted));
+	lab_kill_service(lab);
+	/* They go on: bytes are right, and a write is a revoke as ever. */
+	assert_int_equal(lab_count_file_pages(a), N);
+	lab_ok(a, "check %u %u %u", FIRST, N, SEED);
+	lab_ok(a, "write %u 50 9", FIRST + 7);
+	lab_ok(a, "discard %u 1", FIRST + 8);
+	lab_ok(a, "zero %u 1", FIRST + 8);
+	assert_string_equal(lab_command(a, "read %u 50", FIRST + 7), "9");
+	assert_int_equal(lab_count_file_pages(a), N - 2);
+	lab_ok(b, "check %u %u %u", FIRST, N, SEED);
+	assert_int_equal(lab_count_file_pages(b), N);
+
+	lab_restart_service(lab);
+	lab_ok(a, "fill %u 2 %u", FIRST + 7, SEED + 7);
+	lab_wait_for_session(a);
+	lab_wait_for_session(b);
+	report(a);
+	report(b);
+	assert_true(lab_wait(lab, are_fused, &wanted));
+	expect_same_frames(a, b, true);
+	lab_ok(a, "check %u %u %u", FIRST, N, SEED);
+	lab_ok(b, "check %u %u %u", FIRST, N, SEED);
+}
+
+int main(void)
+{
+#define TEST(test) cmocka_unit_test_setup_teardown(test, set_up, tear_down)
+	const struct CMUnitTest tests[] = {
+		TEST(test_two_share),
+		TEST(test_both_blocks_and_places),
+		TEST(test_discard),
+		TEST(test_children),
+		TEST(test_lies),
+		TEST(test_liar_beside_the_honest),
+		TEST(test_vm_goes),
+		TEST(test_trust_groups),
+		TEST(test_strangers),
+		TEST(test_changed_after_the_hint),
+		cmocka_unit_test_setup_teardown(test_service_is_killed, set_up_process, tear_down),
+	};
+#undef TEST
+
+	if (access("/dev/userfaultfd", F_OK) < 0) {
+		fprintf(stderr, "skipped: this kernel has no /dev/userfaultfd\n");
+		return 77;
+	}
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}

@@ -1,0 +1,37 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#pragma once
+/*
+ * The guest's side of the channel, inside a toy VMM: it listens where QEMU would, and speaks
+ * proto/agent.proto.
+ */
+#include "common/page.h"
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+typedef struct ToyGuest ToyGuest;
+
+typedef struct ToyGuestRange {
+	PfGfn first;
+	uint64_t n_pages;
+} ToyGuestRange;
+
+/* Listens at path; NULL with errno set. ranges must live as long as the guest. */
+ToyGuest *toy_guest_new(const char *path, const ToyGuestRange *ranges, size_t n_ranges);
+
+/* What to poll for input: the listener, and the connection or -1. */
+int toy_guest_listener(const ToyGuest *guest);
+int toy_guest_connection(const ToyGuest *guest);
+/* One of them is readable: takes the connection, answers a hello, counts acknowledgements. */
+void toy_guest_handle(ToyGuest *guest);
+
+/* A session is open. */
+bool toy_guest_has_session(const ToyGuest *guest);
+
+/* These wait for room in the window. false: the connection is gone, or 10 s have passed. */
+bool toy_guest_module(ToyGuest *guest, uint32_t module_id, const char *name, uint64_t n_pages);
+bool toy_guest_hint(ToyGuest *guest, uint32_t module_id, uint64_t file_page, PfGfn gfn,
+	const PfDigest *digests, size_t n_pages);
+
+/* Bytes that are no frame. */
+bool toy_guest_send_raw(ToyGuest *guest, const void *data, size_t size);
