@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 #pragma once
 /*
- * One line a message, to standard error, with the journal's priority prefix ("<6>") where standard error is the
- * journal's. Guest and host both use it; the shim does not log at all.
+ * One line a message, to standard error, with the journal's priority prefix ("<6>") where standard
+ * error is the journal's. Guest and host both use it; the shim does not log at all.
  */
 #include <stdarg.h>
 

@@ -1,15 +1,16 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 #pragma once
 /*
- * The kinds of page number, each a type of its own so that the compiler will not mix them, and the digest of a page.
- * Everything here counts in pages of 4 KiB; a guest with another page size is refused.
+ * The kinds of page number, each a type of its own so that the compiler will not mix them, and the
+ * digest of a page. Everything here counts in pages of 4 KiB; a guest with another page size is
+ * refused.
  */
 #include <stdbool.h>
 #include <stdint.h>
 #include <string.h>
 
-#define PF_PAGE_SHIFT 12
-#define PF_PAGE_SIZE  4096UL
+#define PF_PAGE_SHIFT  12
+#define PF_PAGE_SIZE   4096UL
 #define PF_DIGEST_SIZE 32
 
 /* Guest frame number: a guest-physical address in pages. */

@@ -4,8 +4,9 @@
 #include <stddef.h>
 
 /*
- * An allocator for protobuf-c that stops at a limit: a small message may ask for a large tree (a repeated empty
- * submessage costs two bytes on the wire and a struct in memory). Reset between messages; not shared by threads.
+ * An allocator for protobuf-c that stops at a limit: a small message may ask for a large tree (a
+ * repeated empty submessage costs two bytes on the wire and a struct in memory). Reset between
+ * messages; not shared by threads.
  */
 typedef struct PfPbAlloc {
 	ProtobufCAllocator base; /* hand &alloc->base to the unpack and free functions */

@@ -46,6 +46,7 @@ static bool parse_interval(const char *text, unsigned *seconds)
 	unsigned long value;
 
 	errno = 0;
+	/* NOLINTNEXTLINE(*NonNullParamChecker): the option has an argument */
 	value = strtoul(text, &end, 10);
 	if (errno || end == text || *end || text[0] == '-' || value < 1 || value > MAX_INTERVAL_S)
 		return false;

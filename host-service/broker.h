@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 #pragma once
 /*
- * The broker is the process that may talk to libvirt and open /dev/userfaultfd. What parses bytes from guests and from
- * QEMU processes asks it for a short list of fixed things, over a socket pair with the messages of broker_protocol.h.
- * This header is both ends: pf_broker_serve() is the broker's main loop, PfBroker the service's end of the socket.
+ * The broker is the process that may talk to libvirt and open /dev/userfaultfd. What parses bytes
+ * from guests and from QEMU processes asks it for a short list of fixed things, over a socket pair
+ * with the messages of broker_protocol.h. This header is both ends: pf_broker_serve() is the
+ * broker's main loop, PfBroker the service's end of the socket.
  */
 #include "common/page.h"
 #include "host-service/session.h"
@@ -17,14 +18,16 @@ typedef struct PfBroker PfBroker;
 typedef struct PfDomain {
 	char uuid[PF_UUID_TEXT];
 	char name[256];
-	char group[64];        /* trust group; "default" where the definition names none */
-	char state[32];        /* "shut off", "running", "paused", ... as virsh says it */
-	char refusal[256];     /* why this domain cannot be fused, one sentence; empty when it can */
-	char channel[108];     /* path of the guest channel's unix socket; empty when it has none or does not run */
-	gboolean enabled;      /* the flag: of the live definition while it runs, else of the persistent one */
-	gboolean active;       /* it has a QEMU process */
-	gint64 pid;            /* of that process, 0 when it has none */
-	guint64 memory_pages;  /* maximal memory */
+	char group[64];    /* trust group; "default" where the definition names none */
+	char state[32];    /* "shut off", "running", "paused", ... as virsh says it */
+	char refusal[256]; /* why this domain cannot be fused, one sentence; empty when it can */
+	char channel[108]; /* path of the guest channel's unix socket; empty when it has none or
+			      does not run */
+	gboolean enabled;  /* the flag: of the live definition while it runs, else of the persistent
+			      one */
+	gboolean active;   /* it has a QEMU process */
+	gint64 pid;        /* of that process, 0 when it has none */
+	guint64 memory_pages; /* maximal memory */
 } PfDomain;
 
 typedef struct PfBrokerEvents {
@@ -32,26 +35,29 @@ typedef struct PfBrokerEvents {
 	void (*domain_changed)(void *userdata, const PfDomain *domain);
 	/* It has been undefined and does not run. */
 	void (*domain_gone)(void *userdata, const char *uuid);
-	/* libvirt came (connected) or went; the reason when it went, one sentence that says what to do. */
+	/* libvirt came (connected) or went; the reason when it went, one sentence that says what to
+	 * do. */
 	void (*libvirt_changed)(void *userdata, gboolean connected, const char *reason);
 	/* The broker process has ended: the service ends too. */
 	void (*closed)(void *userdata);
 } PfBrokerEvents;
 
 /*
- * The service's end. fd (SOCK_SEQPACKET) is consumed. events and userdata must live as long as the broker. Events and
- * answers are dispatched by the thread-default main context.
+ * The service's end. fd (SOCK_SEQPACKET) is consumed. events and userdata must live as long as the
+ * broker. Events and answers are dispatched by the thread-default main context.
  */
 PfBroker *pf_broker_new(int fd, const PfBrokerEvents *events, void *userdata);
 void pf_broker_free(PfBroker *broker); /* answers that are still awaited get G_IO_ERROR_CLOSED */
 
 typedef struct PfBrokerConfig {
-	const char *uri;         /* of libvirt: qemu:///system */
-	const char *shim_path;   /* of libpagefusion-vmm.so, goes into a domain's LD_PRELOAD */
-	const char *shim_socket; /* where shims find the service; goes into the domain's environment */
+	const char *uri;       /* of libvirt: qemu:///system */
+	const char *shim_path; /* of libpagefusion-vmm.so, goes into a domain's LD_PRELOAD */
+	const char
+		*shim_socket; /* where shims find the service; goes into the domain's environment */
 } PfBrokerConfig;
 
-/* Starts the broker process (fork, no exec); the service's end of its socket, or -1 with error set. */
+/* Starts the broker process (fork, no exec); the service's end of its socket, or -1 with error set.
+ */
 int pf_broker_spawn(const PfBrokerConfig *config, GPid *pid, GError **error);
 
 /* The broker's main loop; returns the process's exit status. fd is consumed. */
@@ -61,25 +67,28 @@ int pf_broker_serve(int fd, const PfBrokerConfig *config);
 void pf_broker_open_userfaultfd(PfBroker *broker, GAsyncReadyCallback callback, void *userdata);
 int pf_broker_open_userfaultfd_finish(PfBroker *broker, GAsyncResult *result, GError **error);
 
-/* A stream connected to the domain's guest channel (nonblocking, close-on-exec). The caller owns it. */
-void pf_broker_open_channel(PfBroker *broker, const char *uuid, GAsyncReadyCallback callback, void *userdata);
+/* A stream connected to the domain's guest channel (nonblocking, close-on-exec). The caller owns
+ * it. */
+void pf_broker_open_channel(
+	PfBroker *broker, const char *uuid, GAsyncReadyCallback callback, void *userdata);
 int pf_broker_open_channel_finish(PfBroker *broker, GAsyncResult *result, GError **error);
 
 /*
  * Where guest-physical memory lies in QEMU: the host virtual address of each range (at most
- * PF_SESSION_MAX_RAM_RANGES), asked for both its ends and checked to be linear. A range that is not linear gets v = 0.
+ * PF_SESSION_MAX_RAM_RANGES), asked for both its ends and checked to be linear. A range that is not
+ * linear gets v = 0.
  */
-void pf_broker_translate(PfBroker *broker, const char *uuid, const PfGuestRange *ranges, size_t n_ranges,
-	GAsyncReadyCallback callback, void *userdata);
+void pf_broker_translate(PfBroker *broker, const char *uuid, const PfGuestRange *ranges,
+	size_t n_ranges, GAsyncReadyCallback callback, void *userdata);
 /* n_ranges addresses in *hvas (g_free), or FALSE with error set. */
-gboolean pf_broker_translate_finish(PfBroker *broker, GAsyncResult *result, PfHva **hvas, size_t *n_ranges,
-	GError **error);
+gboolean pf_broker_translate_finish(
+	PfBroker *broker, GAsyncResult *result, PfHva **hvas, size_t *n_ranges, GError **error);
 
 /*
- * Turns the flag of a shut-off domain on or off in its persistent definition. vm is a name or a UUID. G_IO_ERROR_*
- * with one line that says what and what to do: NOT_FOUND, BUSY (not shut off), NOT_SUPPORTED (refused; the message
- * names the element of the definition), FAILED.
+ * Turns the flag of a shut-off domain on or off in its persistent definition. vm is a name or a
+ * UUID. G_IO_ERROR_* with one line that says what and what to do: NOT_FOUND, BUSY (not shut off),
+ * NOT_SUPPORTED (refused; the message names the element of the definition), FAILED.
  */
-void pf_broker_set_enabled(PfBroker *broker, const char *vm, gboolean enabled, GAsyncReadyCallback callback,
-	void *userdata);
+void pf_broker_set_enabled(PfBroker *broker, const char *vm, gboolean enabled,
+	GAsyncReadyCallback callback, void *userdata);
 gboolean pf_broker_set_enabled_finish(PfBroker *broker, GAsyncResult *result, GError **error);

@@ -134,6 +134,7 @@ static gboolean take_ranges(PfGuest *guest, const PfGuestInfo *info)
 		else
 			ranges[n++] = info->ram[i];
 	}
+	/* cppcheck-suppress uninitvar ; the first n are set */
 	if (n == guest->n_ranges && memcmp(ranges, guest->ranges, n * sizeof *ranges) == 0)
 		return FALSE;
 	memcpy(guest->ranges, ranges, n * sizeof *ranges);

@@ -101,6 +101,9 @@ static gboolean run_service(Run *run, GError **error)
 		fd = pf_broker_spawn(&config, &broker, error);
 	if (fd < 0)
 		return FALSE;
+	/* Not before the fork: the broker would share the main context's eventfd, and take our
+	 * wake-ups. */
+	run->loop = g_main_loop_new(NULL, FALSE);
 	g_unix_signal_add(SIGTERM, on_signal, run);
 	g_unix_signal_add(SIGINT, on_signal, run);
 	done = serve(run, socket_path, fd, error);
@@ -130,11 +133,10 @@ int main(int argc, char **argv)
 	}
 	if (options.debug)
 		pf_log_set_level(PF_LOG_DEBUG);
-	run.loop = g_main_loop_new(NULL, FALSE);
 	if (!run_service(&run, &error)) {
 		pf_error("%s", error->message);
 		run.status = EXIT_FAILURE;
 	}
-	g_main_loop_unref(run.loop);
+	g_clear_pointer(&run.loop, g_main_loop_unref);
 	return run.status;
 }

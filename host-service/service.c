@@ -167,6 +167,7 @@ static void make_vm(PfService *service, Domain *domain)
 	PfStore *store = ref_store(service, domain->domain.group, &error);
 
 	if (!store) {
+		/* NOLINTNEXTLINE(*NullDereference): no store means an error */
 		pf_error("%s: %s", domain->domain.name, error->message);
 		return;
 	}

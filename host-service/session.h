@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 #pragma once
 /*
- * One VM's guest channel (proto/PROTOCOL.md): bytes from the guest in, checked hints out. No I/O and no clock of its
- * own. The guest is not trusted: whatever is no valid message of this session is dropped and counted, and what is
- * valid has been checked against the limits below before the sink hears of it.
+ * One VM's guest channel (proto/PROTOCOL.md): bytes from the guest in, checked hints out. No I/O
+ * and no clock of its own. The guest is not trusted: whatever is no valid message of this session
+ * is dropped and counted, and what is valid has been checked against the limits below before the
+ * sink hears of it.
  */
 #include "common/page.h"
 #include <glib.h>
@@ -18,7 +19,8 @@ typedef struct PfSession PfSession;
 
 enum {
 	PF_SESSION_OK = 0,
-	PF_SESSION_E_FLOOD, /* the guest sent more frames than its window allows: close the channel for a while */
+	PF_SESSION_E_FLOOD, /* the guest sent more frames than its window allows: close the channel
+			       for a while */
 };
 
 typedef struct PfGuestRange {
@@ -26,14 +28,15 @@ typedef struct PfGuestRange {
 	uint64_t n_pages;
 } PfGuestRange;
 
-/* What the guest said of itself. Text is valid UTF-8 without control characters, made so if it was not. */
+/* What the guest said of itself. Text is valid UTF-8 without control characters, made so if it was
+ * not. */
 typedef struct PfGuestInfo {
 	uint32_t protocol;
 	uint8_t boot_id[16];
 	const char *agent_version;
 	const char *kernel;
-	uint32_t page_size;        /* bytes; a session with another than ours gets no further than this */
-	const PfGuestRange *ram;   /* ascending, disjoint, none of them empty */
+	uint32_t page_size; /* bytes; a session with another than ours gets no further than this */
+	const PfGuestRange *ram; /* ascending, disjoint, none of them empty */
 	size_t n_ram;
 } PfGuestInfo;
 
@@ -51,11 +54,11 @@ typedef struct PfSessionSink {
 	/* Declares a module, or declares it again: then its hints are withdrawn. */
 	void (*module)(void *userdata, uint32_t module_id, const PfModuleInfo *info);
 	/*
-	 * n_pages pages of a declared module from file_page on lie at gfn and following: inside the guest's RAM ranges
-	 * and inside the module.
+	 * n_pages pages of a declared module from file_page on lie at gfn and following: inside the
+	 * guest's RAM ranges and inside the module.
 	 */
-	void (*hints)(void *userdata, uint32_t module_id, uint64_t file_page, PfGfn gfn, uint32_t n_pages,
-		const PfDigest *digests);
+	void (*hints)(void *userdata, uint32_t module_id, uint64_t file_page, PfGfn gfn,
+		uint32_t n_pages, const PfDigest *digests);
 	/* Pages of a declared module that are not hinted any more. */
 	void (*withdrawn)(void *userdata, uint32_t module_id, uint64_t file_page, uint64_t n_pages);
 	/* A scan is complete. */
@@ -69,8 +72,10 @@ typedef struct PfSessionCounters {
 	uint64_t refused_hints; /* pages outside RAM or module, or of an undeclared module */
 } PfSessionCounters;
 
-/* sink and userdata must live as long as the session. new_session_id gives random non-zero numbers. */
-PfSession *pf_session_new(const PfSessionSink *sink, void *userdata, uint64_t (*new_session_id)(void *userdata));
+/* sink and userdata must live as long as the session. new_session_id gives random non-zero numbers.
+ */
+PfSession *pf_session_new(
+	const PfSessionSink *sink, void *userdata, uint64_t (*new_session_id)(void *userdata));
 void pf_session_free(PfSession *session);
 
 /* The channel was (re)opened: forgets unread input and output and queues a hello. */
@@ -79,7 +84,8 @@ void pf_session_open(PfSession *session);
 /* size bytes came from the guest. PF_SESSION_OK, a PF_SESSION_E_*, or -ENOMEM. Calls the sink. */
 int pf_session_feed(PfSession *session, const uint8_t *data, size_t size);
 
-/* Bytes to send to the guest: *size of them, 0 when there are none. Valid until the next call on this session. */
+/* Bytes to send to the guest: *size of them, 0 when there are none. Valid until the next call on
+ * this session. */
 const uint8_t *pf_session_output(PfSession *session, size_t *size);
 
 /* n bytes of the output were sent. */

@@ -1,16 +1,18 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 #pragma once
 /*
- * The frame store of one trust group: a sparse memfd that only this process can write. VMs get a descriptor that was
- * opened read-only, which they can map private and neither map shared for writing nor reopen for writing. A frame is
- * immutable once it is written, and its offset is never used again.
+ * The frame store of one trust group: a sparse memfd that only this process can write. VMs get a
+ * descriptor that was opened read-only, which they can map private and neither map shared for
+ * writing nor reopen for writing. A frame is immutable once it is written, and its offset is never
+ * used again.
  */
 #include "common/page.h"
 #include <glib.h>
 
 typedef struct PfStore PfStore;
 
-/* NULL with error set: no memory, or /proc is not mounted. name is the trust group's and shows in /proc/PID/maps. */
+/* NULL with error set: no memory, or /proc is not mounted. name is the trust group's and shows in
+ * /proc/PID/maps. */
 PfStore *pf_store_new(const char *group, GError **error);
 void pf_store_free(PfStore *store);
 
@@ -21,8 +23,9 @@ const uint8_t *pf_store_id(const PfStore *store);
 int pf_store_readonly_fd(const PfStore *store);
 
 /*
- * Writes a frame that was never written before. 0, or -errno: -EEXIST when it was (nothing is changed then), -ENOSPC
- * or -ENOMEM when the host has no memory for it (then the frame counts as never written).
+ * Writes a frame that was never written before. 0, or -errno: -EEXIST when it was (nothing is
+ * changed then), -ENOSPC or -ENOMEM when the host has no memory for it (then the frame counts as
+ * never written).
  */
 int pf_store_write(PfStore *store, PfFrame frame, const uint8_t page[PF_PAGE_SIZE]);
 

@@ -132,7 +132,7 @@ PfCtlExit pf_ctl_metrics_query(PfCtl *ctl)
 			"the list of metrics is empty: leave it out, or see pagefusion-metrics(7)");
 	manager = pf_ctl_connect(ctl, &code);
 	if (!manager)
-		return code;
+		return code; /* NOLINT(*unix.Malloc): g_auto frees metrics */
 	if (!pf_dbus_manager_call_query_metrics_sync(manager, object, (const char *const *)metrics,
 		    pf_ctl_no_options(), &values, NULL, &error))
 		return pf_ctl_call_failed(ctl, error);

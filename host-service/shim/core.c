@@ -106,7 +106,7 @@ static int make_userfaultfd(int device, uint64_t features, struct uffdio_api *ap
 
 static int open_userfaultfd(int device, uint64_t *missing)
 {
-	struct uffdio_api api;
+	struct uffdio_api api = {0};
 	int probe = make_userfaultfd(device, 0, &api);
 
 	*missing = 0;

@@ -288,7 +288,9 @@ static int note_policy(PfRamBlock *block, char *page)
 		return 0;
 	if (error)
 		return error;
-	if (block->has_policy && memcmp(&policy, &block->policy, sizeof policy) != 0)
+	if (block->has_policy &&
+		(policy.mode != block->policy.mode ||
+			memcmp(policy.nodes, block->policy.nodes, sizeof policy.nodes) != 0))
 		return -EINVAL;
 	block->policy = policy;
 	block->has_policy = true;

@@ -188,7 +188,8 @@ static void read_line(LabVm *vm, char *line, size_t size)
 	line[n - 1] = 0;
 }
 
-static const char *command(LabVm *vm, const char *format, va_list arguments)
+__attribute__((format(printf, 2, 0))) static const char *command(
+	LabVm *vm, const char *format, va_list arguments)
 {
 	static char line[256];
 	int n = vsnprintf(line, sizeof(line) - 1, format, arguments);

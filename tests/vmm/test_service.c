@@ -241,12 +241,25 @@ static void test_lies(void **state)
 	assert_true(vm_view(a).stats.capture_mismatches + vm_view(b).stats.capture_mismatches > 0);
 }
 
-static bool was_refused(void *userdata)
+static bool was_found_out(void *userdata)
 {
 	Wanted *wanted = userdata;
-	PfVmView view = vm_view(wanted->a);
+	PfFusionVmStats stats = vm_view(wanted->a).stats;
 
-	return view.stats.refused[PF_SHIM_DIFFERENT] + view.stats.capture_mismatches >= 16;
+	return wanted->shared == 0 ? stats.refused[PF_SHIM_DIFFERENT] + stats.capture_mismatches > 0
+				   : stats.refused[PF_SHIM_DIFFERENT] >= wanted->shared;
+}
+
+/* b and c hold 16 pages at gfn that the liar claims to hold too: from file_page on of module id. */
+static void honest_hints(LabVm *b, LabVm *c, unsigned id, unsigned file_page, unsigned gfn)
+{
+	LabVm *both[] = {b, c};
+
+	for (int i = 0; i < 2; i++) {
+		lab_ok(both[i], "fill %u 16 %u", gfn, LIE + file_page);
+		lab_ok(both[i], "module %u m%u 200", id, id);
+		lab_ok(both[i], "hint %u %u %u 16", id, file_page, gfn);
+	}
 }
 
 static void test_liar_beside_the_honest(void **state)
@@ -256,22 +269,24 @@ static void test_liar_beside_the_honest(void **state)
 	      *c = start(lab, "c", "default");
 	Wanted wanted = {.lab = lab, .a = liar};
 
-	/* What the liar claims is what the others have. */
-	for (int i = 0; i < 2; i++) {
-		lab_ok(i ? c : b, "fill 300 16 %u", LIE);
-		lab_ok(i ? c : b, "module 6 m 16");
-	}
-	lab_ok(liar, "module 6 m 16");
+	/* The liar comes first: the frames must not be made of its pages. */
+	lab_ok(liar, "fill 300 200 9999");
+	lab_ok(liar, "module 6 m6 200");
 	lab_ok(liar, "lie 6 0 300 16");
-	lab_ok(liar, "fill 300 16 9999");
-	lab_ok(b, "hint 6 0 300 16");
-	lab_ok(c, "hint 6 0 300 16");
+	honest_hints(b, c, 6, 0, 300);
 	wait_for_shared(lab, 16);
-	assert_true(lab_wait(lab, was_refused, &wanted));
-	lab_ok(liar, "check 300 16 9999");
+	assert_true(lab_wait(lab, was_found_out, &wanted));
+	/* It comes last: the frames are there, and its pages must not become them. */
+	honest_hints(b, c, 7, 100, 400);
+	wait_for_shared(lab, 32);
+	wanted.shared = 16 + vm_view(liar).stats.refused[PF_SHIM_DIFFERENT];
+	lab_ok(liar, "module 7 m7 200");
+	lab_ok(liar, "lie 7 100 400 16");
+	assert_true(lab_wait(lab, was_found_out, &wanted));
+	lab_ok(liar, "check 300 200 9999");
 	assert_int_equal(lab_count_file_pages(liar), 0);
 	lab_ok(b, "check 300 16 %u", LIE);
-	lab_ok(c, "check 300 16 %u", LIE);
+	lab_ok(c, "check 400 16 %u", LIE + 100);
 	assert_true(lab_file_pfn(b, 300) == lab_file_pfn(c, 300));
 }
 
@@ -365,15 +380,14 @@ static void test_changed_after_the_hint(void **state)
 	LabVm *a = start(lab, "a", "default"), *b = start(lab, "b", "default");
 
 	report(a);
-	/* It changes after it was hinted: its own bytes stay. */
-	lab_ok(b, "module 1 libtoy.so %u", N);
-	lab_ok(b, "hint 1 0 %u %u", FIRST, N);
+	report(b);
+	/* Before it is fused, meanwhile or after: its own bytes stay. */
 	lab_ok(b, "fill %u 1 31337", FIRST + 3);
-	lab_turn(lab, 200);
+	wait_for_shared(lab, N - 1);
 	lab_ok(b, "check %u 1 31337", FIRST + 3);
+	lab_ok(b, "check %u 3 %u", FIRST, SEED);
 	lab_ok(b, "check %u %u %u", FIRST + 4, N - 4, SEED + 4);
 	lab_ok(a, "check %u %u %u", FIRST, N, SEED);
-	wait_for_shared(lab, N - 1);
 	assert_true(lab_file_pfn(b, FIRST + 3) == 0);
 }
 

@@ -1,0 +1,372 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* What a shim may say, and what ends its connection. */
+#include "host-service/shim_link.h"
+#include "common/page.h"
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <setjmp.h>
+#include <cmocka.h>
+#include <dirent.h>
+#include <fcntl.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+typedef struct Heard {
+	unsigned hello, ready, captured, fused, released, lost, state, closed;
+	uint64_t id;
+	size_t n; /* results, or losses */
+	uint8_t last_result;
+	PfShimLost first_lost;
+	PfShimLink *link;
+	bool close_in_event;
+} Heard;
+
+static void on_hello(void *userdata, const PfShimHello *hello)
+{
+	Heard *heard = userdata;
+
+	heard->hello++;
+	assert_int_equal(hello->page_size, PF_PAGE_SIZE);
+	if (heard->close_in_event)
+		pf_shim_link_close(heard->link, "the test wants it");
+}
+
+static void on_ready(void *userdata, const PfShimReady *ready)
+{
+	((Heard *)userdata)->ready++;
+}
+
+static void on_results(Heard *heard, uint64_t id, const uint8_t *results, uint32_t n)
+{
+	heard->id = id;
+	heard->n = n;
+	heard->last_result = results[n - 1];
+}
+
+static void on_captured(void *userdata, uint64_t id, const uint8_t *results, uint32_t n)
+{
+	((Heard *)userdata)->captured++;
+	on_results(userdata, id, results, n);
+}
+
+static void on_fused(void *userdata, uint64_t id, const uint8_t *results, uint32_t n)
+{
+	((Heard *)userdata)->fused++;
+	on_results(userdata, id, results, n);
+}
+
+static void on_released(void *userdata, uint64_t id)
+{
+	((Heard *)userdata)->released++;
+	((Heard *)userdata)->id = id;
+}
+
+static void on_lost(void *userdata, const PfShimLost *lost, size_t n)
+{
+	Heard *heard = userdata;
+
+	heard->lost++;
+	heard->n = n;
+	heard->first_lost = lost[0];
+}
+
+static void on_state(void *userdata, const PfShimState *state)
+{
+	((Heard *)userdata)->state++;
+}
+
+static void on_closed(void *userdata, const char *reason)
+{
+	((Heard *)userdata)->closed++;
+	assert_true(strlen(reason) > 0);
+}
+
+static const PfShimLinkEvents events = {
+	on_hello, on_ready, on_captured, on_fused, on_released, on_lost, on_state, on_closed};
+
+typedef struct Pair {
+	int peer;
+	PfShimLink *link;
+	Heard heard;
+} Pair;
+
+static Pair *new_pair(void)
+{
+	Pair *pair = g_new0(Pair, 1);
+	int fds[2];
+
+	assert_int_equal(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, fds), 0);
+	pair->peer = fds[1];
+	pair->link = pf_shim_link_new(fds[0], NULL);
+	assert_non_null(pair->link);
+	pair->heard.link = pair->link;
+	pf_shim_link_start(pair->link, &events, &pair->heard);
+	return pair;
+}
+
+static void free_pair(Pair *pair)
+{
+	pf_shim_link_free(pair->link);
+	close(pair->peer);
+	g_free(pair);
+}
+
+static void settle(void)
+{
+	while (g_main_context_iteration(NULL, FALSE))
+		;
+}
+
+/* header.length and n_fds are filled in unless they are set. */
+static void say_raw(int peer, PfShimHeader header, const void *data, size_t size, int fd)
+{
+	union {
+		struct cmsghdr align;
+		char bytes[CMSG_SPACE(sizeof(int))];
+	} control;
+	struct iovec parts[] = {{&header, sizeof header}, {(void *)data, size}};
+	struct msghdr message = {.msg_iov = parts, .msg_iovlen = 2};
+
+	if (header.length == 0)
+		header.length = (uint32_t)(sizeof header + size);
+	if (fd >= 0) {
+		message.msg_control = &control;
+		message.msg_controllen = sizeof control;
+		*CMSG_FIRSTHDR(&message) = (struct cmsghdr){.cmsg_len = CMSG_LEN(sizeof fd),
+			.cmsg_level = SOL_SOCKET,
+			.cmsg_type = SCM_RIGHTS};
+		memcpy(CMSG_DATA(CMSG_FIRSTHDR(&message)), &fd, sizeof fd);
+	}
+	assert_true(sendmsg(peer, &message, MSG_NOSIGNAL) > 0);
+}
+
+static void say(Pair *pair, uint16_t type, uint64_t id, const void *data, size_t size)
+{
+	PfShimHeader header = {.magic = PF_SHIM_MAGIC, .type = type, .id = id};
+
+	say_raw(pair->peer, header, data, size, -1);
+	settle();
+}
+
+static void test_valid(void **unused)
+{
+	Pair *pair = new_pair();
+	PfShimHello hello = {.version = 1, .version_oldest = 1, .page_size = PF_PAGE_SIZE};
+	PfShimReady ready = {0};
+	PfShimState state = {0};
+	PfShimLost lost[] = {
+		{.hva = 0x1000, .frame = 7, .n_pages = 2, .loss = PF_SHIM_LOST_DISCARDED},
+		{.hva = 0x9000, .frame = 1, .n_pages = 1}};
+	uint8_t results[] = {PF_SHIM_DONE, PF_SHIM_BUSY, PF_SHIM_FAILED};
+
+	say(pair, PF_SHIM_HELLO, 0, &hello, sizeof hello);
+	say(pair, PF_SHIM_READY, 0, &ready, sizeof ready);
+	say(pair, PF_SHIM_STATE, 0, &state, sizeof state);
+	assert_int_equal(pair->heard.hello + pair->heard.ready + pair->heard.state, 3);
+	say(pair, PF_SHIM_CAPTURED, 5, results, 2);
+	assert_int_equal(pair->heard.captured, 1);
+	assert_int_equal(pair->heard.n, 2);
+	assert_int_equal(pair->heard.last_result, PF_SHIM_BUSY);
+	say(pair, PF_SHIM_FUSED, 6, results, 3);
+	assert_int_equal(pair->heard.fused, 1);
+	assert_int_equal(pair->heard.id, 6);
+	assert_int_equal(pair->heard.last_result, PF_SHIM_FAILED);
+	say(pair, PF_SHIM_RELEASED, 8, NULL, 0);
+	assert_int_equal(pair->heard.id, 8);
+	say(pair, PF_SHIM_LOST, 0, lost, sizeof lost);
+	assert_int_equal(pair->heard.n, 2);
+	assert_int_equal(pair->heard.first_lost.frame, 7);
+	assert_int_equal(pair->heard.closed, 0);
+	free_pair(pair);
+}
+
+/* Each ends the connection, once, and no event is heard. */
+static void refused(uint16_t type, const void *data, size_t size)
+{
+	Pair *pair = new_pair();
+
+	say(pair, type, 1, data, size);
+	assert_int_equal(pair->heard.closed, 1);
+	assert_int_equal(pair->heard.captured + pair->heard.fused + pair->heard.lost +
+				 pair->heard.hello + pair->heard.ready + pair->heard.state +
+				 pair->heard.released,
+		0);
+	free_pair(pair);
+}
+
+static void test_refused_payloads(void **unused)
+{
+	uint8_t bytes[PF_SHIM_MAX_MESSAGE] = {0}, bad_result[] = {PF_SHIM_DONE, PF_SHIM_N_RESULTS};
+	PfShimLost lost = {.hva = 0x1000, .n_pages = 1};
+
+	refused(0, NULL, 0);
+	refused(PF_SHIM_FUSE, bytes, sizeof(PfShimRun)); /* an order, not an answer */
+	refused(PF_SHIM_HELLO, bytes, sizeof(PfShimHello) - 1);
+	refused(PF_SHIM_READY, bytes, sizeof(PfShimReady) + 1);
+	refused(PF_SHIM_STATE, bytes, 0);
+	refused(PF_SHIM_RELEASED, bytes, 1);
+	refused(PF_SHIM_STORE_RETURN, bytes, 3);
+	refused(PF_SHIM_CAPTURED, bad_result, sizeof bad_result);
+	refused(PF_SHIM_FUSED, bad_result, sizeof bad_result);
+	refused(PF_SHIM_LOST, bytes, sizeof lost - 1);
+	refused(PF_SHIM_LOST, &(PfShimLost){.hva = 0x1000}, sizeof lost);
+	refused(PF_SHIM_LOST, &(PfShimLost){.hva = 0x1001, .n_pages = 1}, sizeof lost);
+	refused(PF_SHIM_LOST, &(PfShimLost){.hva = 0x1000, .n_pages = 1, .loss = PF_SHIM_N_LOSSES},
+		sizeof lost);
+	refused(PF_SHIM_LOST, &(PfShimLost){.hva = UINT64_MAX & ~0xfffull, .n_pages = 2},
+		sizeof lost);
+	refused(PF_SHIM_LOST, &(PfShimLost){.hva = 0x1000, .n_pages = 2, .frame = UINT64_MAX},
+		sizeof lost);
+}
+
+static void refused_header(PfShimHeader header, size_t size)
+{
+	Pair *pair = new_pair();
+	uint8_t bytes[64] = {0};
+
+	say_raw(pair->peer, header, bytes, size, -1);
+	settle();
+	assert_int_equal(pair->heard.closed, 1);
+	assert_int_equal(pair->heard.released, 0);
+	free_pair(pair);
+}
+
+static void test_refused_headers(void **unused)
+{
+	const PfShimHeader good = {.magic = PF_SHIM_MAGIC, .type = PF_SHIM_RELEASED};
+	PfShimHeader bad = good;
+	Pair *pair = new_pair();
+
+	bad.magic++;
+	refused_header(bad, 0);
+	bad = good;
+	bad.length = sizeof good + 1;
+	refused_header(bad, 0);
+	bad = good;
+	bad.n_fds = 1;
+	refused_header(bad, 0);
+	/* Less than a header. */
+	assert_int_equal(send(pair->peer, &good, 5, MSG_NOSIGNAL), 5);
+	settle();
+	assert_int_equal(pair->heard.closed, 1);
+	free_pair(pair);
+}
+
+static unsigned n_descriptors(void)
+{
+	DIR *directory = opendir("/proc/self/fd");
+	unsigned n = 0;
+
+	while (readdir(directory))
+		n++;
+	closedir(directory);
+	return n;
+}
+
+static void test_descriptors_are_closed(void **unused)
+{
+	Pair *pair = new_pair();
+	PfShimHeader header = {.magic = PF_SHIM_MAGIC, .type = PF_SHIM_STORE_RETURN, .n_fds = 1};
+	PfShimStore store = {0};
+	unsigned before = n_descriptors();
+
+	for (int i = 0; i < 10; i++)
+		say_raw(pair->peer, header, &store, sizeof store, pair->peer);
+	settle();
+	assert_int_equal(pair->heard.closed, 0);
+	assert_int_equal(n_descriptors(), before);
+	/* One that was not announced ends the connection, and is closed too. */
+	header.n_fds = 0;
+	say_raw(pair->peer, header, &store, sizeof store, pair->peer);
+	settle();
+	assert_int_equal(pair->heard.closed, 1);
+	assert_int_equal(n_descriptors(), before);
+	free_pair(pair);
+}
+
+static void test_end_of_connection(void **unused)
+{
+	Pair *pair = new_pair();
+
+	shutdown(pair->peer, SHUT_RDWR);
+	settle();
+	assert_int_equal(pair->heard.closed, 1);
+	settle();
+	assert_int_equal(pair->heard.closed, 1);
+	free_pair(pair);
+}
+
+static void test_closing_in_an_event(void **unused)
+{
+	Pair *pair = new_pair();
+	PfShimHello hello = {.page_size = PF_PAGE_SIZE};
+	PfShimHeader header = {.magic = PF_SHIM_MAGIC, .type = PF_SHIM_HELLO};
+
+	pair->heard.close_in_event = true;
+	say_raw(pair->peer, header, &hello, sizeof hello, -1);
+	say_raw(pair->peer, header, &hello, sizeof hello, -1);
+	settle();
+	assert_int_equal(pair->heard.hello, 1);
+	assert_int_equal(pair->heard.closed, 1);
+	free_pair(pair);
+}
+
+static void test_send(void **unused)
+{
+	Pair *pair = new_pair();
+	PfShimRun run = {.hva = 0x5000, .frame = 3, .n_pages = 4}, heard;
+	PfShimHeader header;
+	struct iovec parts[] = {{&header, sizeof header}, {&heard, sizeof heard}};
+	struct msghdr message = {.msg_iov = parts, .msg_iovlen = 2};
+
+	pf_shim_link_send(pair->link, PF_SHIM_FUSE, 77, &run, sizeof run, -1);
+	assert_int_equal(recvmsg(pair->peer, &message, 0), sizeof header + sizeof run);
+	assert_int_equal(header.magic, PF_SHIM_MAGIC);
+	assert_int_equal(header.type, PF_SHIM_FUSE);
+	assert_int_equal(header.length, sizeof header + sizeof run);
+	assert_int_equal(header.id, 77);
+	assert_memory_equal(&heard, &run, sizeof run);
+	free_pair(pair);
+}
+
+/* A shim that does not read is dropped: the service never waits for it. */
+static void test_send_to_one_that_does_not_read(void **unused)
+{
+	static uint8_t bytes[PF_SHIM_MAX_MESSAGE - sizeof(PfShimHeader)];
+	Pair *pair = new_pair();
+
+	for (int i = 0; i < 1000; i++)
+		pf_shim_link_send(pair->link, PF_SHIM_FUSE, 1, bytes, sizeof bytes, -1);
+	settle();
+	assert_int_equal(pair->heard.closed, 1);
+	free_pair(pair);
+}
+
+static void test_peer(void **unused)
+{
+	Pair *pair = new_pair();
+
+	assert_int_equal(pf_shim_link_pid(pair->link), getpid());
+	assert_int_equal(pf_shim_link_uid(pair->link), geteuid());
+	free_pair(pair);
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(test_valid),
+		cmocka_unit_test(test_refused_payloads),
+		cmocka_unit_test(test_refused_headers),
+		cmocka_unit_test(test_descriptors_are_closed),
+		cmocka_unit_test(test_end_of_connection),
+		cmocka_unit_test(test_closing_in_an_event),
+		cmocka_unit_test(test_send),
+		cmocka_unit_test(test_send_to_one_that_does_not_read),
+		cmocka_unit_test(test_peer),
+	};
+
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}
