@@ -10,6 +10,11 @@
 #include <assert.h>
 #include <stdint.h>
 
+/* How a VM finds both: the library in its LD_PRELOAD, and where the service listens, in a variable or by default. */
+#define PF_SHIM_LIBRARY         "libpagefusion-vmm.so"
+#define PF_SHIM_SOCKET_VARIABLE "PAGEFUSION_SOCKET"
+#define PF_SHIM_DEFAULT_SOCKET  "/run/pagefusion/shim.sock"
+
 #define PF_SHIM_MAGIC       0x31534650u /* "PFS1" */
 #define PF_SHIM_VERSION     1u
 #define PF_SHIM_MAX_MESSAGE 65536u /* bytes, header included */

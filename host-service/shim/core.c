@@ -47,8 +47,10 @@ PfCore pf_core = {
 	.event_fd = -1,
 };
 
-/* Losses not yet taken by the link. While no service listens they overflow, which makes the next
- * one list anew. */
+/*
+ * Losses not yet taken by the link. While no service listens they overflow; the next one starts from a release of
+ * everything.
+ */
 #define MAX_LOST 8192u
 static PfShimLost lost[MAX_LOST];
 static size_t n_lost;
@@ -214,7 +216,14 @@ int pf_core_event_fd(void)
 
 void pf_core_forked(void)
 {
-	atomic_store(&pf_core.forked, true);
+	/* Before the first block there is nothing to lose: -daemonize forks then, and the child is the VM. */
+	if (pf_ram_was_used())
+		atomic_store(&pf_core.forked, true);
+}
+
+bool pf_core_is_child(void)
+{
+	return atomic_load(&pf_core.forked);
 }
 
 /* Blocks and store */
@@ -223,6 +232,9 @@ int pf_core_add_block(void *start, size_t length_bytes)
 {
 	int error;
 
+	/* The lock may have been held by a thread that is not in this child. */
+	if (pf_core_is_child())
+		return -ECHILD;
 	pf_core_lock();
 	error = pf_ram_add(start, length_bytes);
 	pf_core_unlock();
@@ -300,69 +312,6 @@ int pf_core_pagemap(const char *start, size_t n, uint64_t *entries)
 	if (got < 0)
 		return -errno;
 	return (size_t)got == size ? 0 : -EIO;
-}
-
-/* New mappings */
-
-static void advise_if(bool wanted, char *start, size_t length, int advice)
-{
-	/* A VMA without one of these is a little worse (it will not merge with its neighbours),
-	 * never wrong. */
-	if (wanted)
-		pf_sys_madvise(start, length, advice);
-}
-
-void pf_core_advise_anonymous(const PfRamBlock *block, char *start, size_t length)
-{
-	advise_if(block->flags.mergeable, start, length, MADV_MERGEABLE);
-	advise_if(block->flags.huge, start, length, MADV_HUGEPAGE);
-	advise_if(block->flags.no_huge, start, length, MADV_NOHUGEPAGE);
-	advise_if(block->flags.dont_fork, start, length, MADV_DONTFORK);
-	advise_if(block->flags.dont_dump, start, length, MADV_DONTDUMP);
-	if (block->has_policy && block->policy.mode != 0)
-		pf_sys_set_policy(start, length, &block->policy);
-}
-
-/* No memory policy: mbind() on a file's mapping would set it for the file, and so for every VM. */
-void pf_core_advise_frames(const PfRamBlock *block, char *start, size_t length)
-{
-	advise_if(true, start, length, MADV_NOHUGEPAGE);
-	advise_if(block->flags.dont_fork, start, length, MADV_DONTFORK);
-	advise_if(block->flags.dont_dump, start, length, MADV_DONTDUMP);
-}
-
-/*
- * Anywhere, the kernel may put it beside other anonymous memory of the process, a thread's stack
- * for one, and make one VMA of both: cut out of that, ours has an anon_vma already and will never
- * merge with guest RAM. So it begins as read-only memory, which little else is, and is made
- * writable when its flags are its own.
- */
-static char *map_anywhere(const PfRamBlock *block, size_t length, int flags, int *error)
-{
-	char *fresh = pf_sys_mmap(NULL, length, PROT_READ, flags, -1, 0, error);
-
-	if (!fresh)
-		return NULL;
-	pf_core_advise_anonymous(block, fresh, length);
-	if (mprotect(fresh, length, PROT_READ | PROT_WRITE) < 0) {
-		*error = -errno;
-		pf_sys_munmap(fresh, length);
-		return NULL;
-	}
-	return fresh;
-}
-
-char *pf_core_map_anonymous(const PfRamBlock *block, char *start, size_t length, int *error)
-{
-	int flags = MAP_PRIVATE | MAP_ANONYMOUS | (block->flags.no_reserve ? MAP_NORESERVE : 0);
-	char *fresh;
-
-	if (!start)
-		return map_anywhere(block, length, flags, error);
-	fresh = pf_sys_mmap(start, length, PROT_READ | PROT_WRITE, flags | MAP_FIXED, -1, 0, error);
-	if (fresh)
-		pf_core_advise_anonymous(block, fresh, length);
-	return fresh;
 }
 
 /* Losses */

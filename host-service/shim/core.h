@@ -58,8 +58,12 @@ void *pf_core_mmap(
 	void *start, size_t length_bytes, int prot, int flags, int fd, int64_t offset_bytes);
 void *pf_core_mremap(void *old, size_t old_bytes, size_t new_bytes, int flags, void *new_start);
 
-/* In the child of a fork(): every later call goes straight to the kernel. */
+/*
+ * In the child of a fork(): once there was a RAM block, it belongs to the parent, and every later call in the child
+ * goes straight to the kernel.
+ */
 void pf_core_forked(void);
+bool pf_core_is_child(void);
 
 /*
  * Fused pages that were lost since the last call, as runs: up to max of them into lost. *overflow:

@@ -71,6 +71,17 @@ void pf_core_advise_frames(const PfRamBlock *block, char *start, size_t length);
  * it is NULL. */
 char *pf_core_map_anonymous(const PfRamBlock *block, char *start, size_t length, int *error);
 
+/*
+ * Moves n pages to missing ones, both sides registered or ours; copies where moving is refused. Does not return before
+ * it is done: a guest waits for these bytes.
+ */
+void pf_core_put_pages(char *to, const char *from, size_t n);
+
+/* Anonymous memory again where nothing is mapped any more, registered MISSING. Does not return before it is done. */
+void pf_core_restore_anonymous(const PfRamBlock *block, char *start, size_t length);
+
+void pf_core_nap(void);
+
 /* Notes that n fused pages from page on are lost, before their state changes. */
 void pf_core_note_lost(const PfRamBlock *block, size_t page, size_t n, PfShimLoss loss);
 

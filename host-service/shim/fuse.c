@@ -70,55 +70,6 @@ static void end_freeze(const Freeze *f, size_t from, size_t n)
 	pf_uffd_wake(pf_core.uffd, address(f, from), n * PF_PAGE_SIZE);
 }
 
-static void nap(void)
-{
-	nanosleep(&(struct timespec){.tv_nsec = 1000000}, NULL);
-}
-
-/* Frozen pages go back to where they were. Must succeed: a guest waits for them. */
-static void move_back(const Freeze *f, size_t from, size_t n)
-{
-	size_t done = 0, moved;
-
-	while (done < n) {
-		int error = pf_uffd_move(pf_core.uffd, address(f, from + done),
-			scratch(from + done), (n - done) * PF_PAGE_SIZE, &moved);
-
-		done += moved / PF_PAGE_SIZE;
-		if (error == 0)
-			break;
-		/* The scratch page cannot be moved any more (something pinned or shared it): its
-		 * bytes can. */
-		error = pf_uffd_copy(
-			pf_core.uffd, address(f, from + done), scratch(from + done), PF_PAGE_SIZE);
-		if (error == 0 || error == -EEXIST) {
-			done++;
-		} else {
-			if (error != -ENOMEM)
-				pf_core_stop(error);
-			nap();
-		}
-	}
-}
-
-/*
- * mmap() of the frames failed. Kernels before 6.12 may have unmapped what was there by then:
- * anonymous memory comes back first, registered as it was.
- */
-static void restore_anonymous(const Freeze *f, size_t from, size_t n)
-{
-	char *start = address(f, from);
-	size_t length = n * PF_PAGE_SIZE;
-	int error;
-
-	if (pf_sys_is_mapped(start, length))
-		return;
-	while (!pf_core_map_anonymous(f->block, start, length, &error))
-		nap();
-	while (pf_uffd_register(pf_core.uffd, start, length, UFFDIO_REGISTER_MODE_MISSING) != 0)
-		nap();
-}
-
 static void widen_window_for_tests(void)
 {
 #ifdef PF_TEST_WINDOW_US
@@ -171,8 +122,13 @@ static void map_frames(Freeze *f, size_t from, size_t n)
 
 	if (!pf_sys_mmap(start, length, PROT_READ | PROT_WRITE, flags, pf_core.store,
 		    (int64_t)((f->frame.v + from) * PF_PAGE_SIZE), &error)) {
-		restore_anonymous(f, from, n);
-		move_back(f, from, n);
+		/*
+		 * Kernels before 6.12 may have unmapped what was there by then: anonymous memory comes back first,
+		 * registered as it was.
+		 */
+		if (!pf_sys_is_mapped(start, length))
+			pf_core_restore_anonymous(f->block, start, length);
+		pf_core_put_pages(start, scratch(from), n);
 		end_freeze(f, from, n);
 		set_results(f, from, n, result_of(error));
 		return;
@@ -211,7 +167,7 @@ static void compare_and_map(Freeze *f, size_t n)
 		if (equal[i]) {
 			map_frames(f, i, end - i);
 		} else {
-			move_back(f, i, end - i);
+			pf_core_put_pages(address(f, i), scratch(i), end - i);
 			end_freeze(f, i, end - i);
 			set_results(f, i, end - i, PF_SHIM_DIFFERENT);
 		}

@@ -8,6 +8,7 @@
 #undef _FILE_OFFSET_BITS
 #include "host-service/shim/core.h"
 #include "host-service/shim/link.h"
+#include "proto/shim_protocol.h"
 #include <errno.h>
 #include <pthread.h>
 #include <stdarg.h>
@@ -17,10 +18,7 @@
 
 #define EXPORT __attribute__((visibility("default")))
 
-#define LIBRARY_NAME   "libpagefusion-vmm.so"
-#define DEFAULT_SOCKET "/run/pagefusion/shim.sock"
-
-static char socket_path[108] = DEFAULT_SOCKET;
+static char socket_path[108] = PF_SHIM_DEFAULT_SOCKET;
 
 /* Takes this library out of LD_PRELOAD, so that QEMU's children do not load it; others stay. */
 static void leave_preload(void)
@@ -35,8 +33,8 @@ static void leave_preload(void)
 
 		end = from + n + (from[n] != 0);
 		name = name ? name + 1 : from;
-		if (strncmp(name, LIBRARY_NAME, (size_t)(from + n - name)) == 0 &&
-			(size_t)(from + n - name) == strlen(LIBRARY_NAME))
+		if (strncmp(name, PF_SHIM_LIBRARY, (size_t)(from + n - name)) == 0 &&
+			(size_t)(from + n - name) == strlen(PF_SHIM_LIBRARY))
 			continue;
 		memmove(to, from, (size_t)(end - from));
 		to += end - from;
@@ -50,11 +48,11 @@ static void leave_preload(void)
 
 __attribute__((constructor)) static void start(void)
 {
-	const char *path = getenv("PAGEFUSION_SOCKET");
+	const char *path = getenv(PF_SHIM_SOCKET_VARIABLE);
 
 	if (path && strlen(path) < sizeof socket_path)
 		strcpy(socket_path, path);
-	unsetenv("PAGEFUSION_SOCKET");
+	unsetenv(PF_SHIM_SOCKET_VARIABLE);
 	leave_preload();
 	pthread_atfork(NULL, NULL, pf_core_forked);
 }

@@ -14,6 +14,7 @@
 #include <poll.h>
 #include <pthread.h>
 #include <signal.h>
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <string.h>
 #include <sys/prctl.h>
@@ -133,7 +134,7 @@ static int send_lost(Link *link)
 	do {
 		n = pf_core_take_lost(payload(), max, &overflow);
 		if (overflow)
-			/* The service hears the truth again by asking for the list. */
+			/* Connecting anew starts from a release of everything, and so from the truth. */
 			return -EOVERFLOW;
 		if (n > 0) {
 			int error = send_message(link, PF_SHIM_LOST, 0, n * sizeof(PfShimLost), -1);
@@ -214,6 +215,8 @@ static int do_fuse(Link *link, const PfShimRun *runs, size_t size)
 
 static int do_release(Link *link, const PfShimRange *ranges, size_t size)
 {
+	int error;
+
 	if (size % sizeof *ranges)
 		return -EPROTO;
 	if (size == 0)
@@ -223,9 +226,13 @@ static int do_release(Link *link, const PfShimRange *ranges, size_t size)
 			return -EPROTO;
 		pf_core_release((PfHva){ranges[i].hva}, ranges[i].n_pages);
 	}
-	/* What was lost by it goes first, so that RELEASED means that all of it was heard. */
-	if (send_lost(link) != 0)
-		return -EIO;
+	/*
+	 * What was lost by it goes first, so that RELEASED means that all of it was heard. The release at the start is
+	 * of everything: there it does not matter if more was lost than can be told.
+	 */
+	error = send_lost(link);
+	if (error && (link->attached || error != -EOVERFLOW))
+		return error;
 	link->state_due = true;
 	return send_message(link, PF_SHIM_RELEASED, in.header.id, 0, -1);
 }
@@ -396,7 +403,7 @@ static void *link_thread(void *unused)
 		bool overflow;
 
 		if (link.socket >= 0) {
-			/* What was lost before is in the list that the service will ask for. */
+			/* The service starts from a release of everything: what was lost before is no news. */
 			while (pf_core_take_lost((PfShimLost *)out.bytes,
 				       sizeof out / sizeof(PfShimLost), &overflow) > 0)
 				;
@@ -415,16 +422,14 @@ static void *link_thread(void *unused)
 
 void pf_link_start(const char *path)
 {
-	static _Atomic bool started;
+	static atomic_bool started;
 	pthread_t thread;
 	sigset_t all, old;
 
-	if (strlen(path) >= sizeof service.sun_path || started)
+	if (pf_core_is_child() || strlen(path) >= sizeof service.sun_path ||
+		pf_core_event_fd() < 0 || atomic_exchange(&started, true))
 		return;
-	started = true;
 	strcpy(service.sun_path, path);
-	if (pf_core_event_fd() < 0)
-		return;
 	sigfillset(&all);
 	pthread_sigmask(SIG_SETMASK, &all, &old);
 	if (pthread_create(&thread, NULL, link_thread, NULL) == 0)

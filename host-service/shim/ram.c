@@ -240,6 +240,11 @@ unsigned pf_ram_n_blocks(void)
 	return n_blocks;
 }
 
+bool pf_ram_was_used(void)
+{
+	return atomic_load(&highest) != 0;
+}
+
 bool pf_ram_touches(const void *start, size_t length)
 {
 	uintptr_t from = (uintptr_t)start;

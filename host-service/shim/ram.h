@@ -53,6 +53,9 @@ PfRamBlock *pf_ram_next(const void *address);
 
 unsigned pf_ram_n_blocks(void);
 
+/* Whether there ever was a block. Takes no lock and needs none. */
+bool pf_ram_was_used(void);
+
 /* Whether any byte of the range may belong to a block. Takes no lock and needs none: false is
  * exact. */
 bool pf_ram_touches(const void *start, size_t length);

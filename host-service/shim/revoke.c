@@ -19,13 +19,7 @@
 #include <errno.h>
 #include <stdatomic.h>
 #include <sys/mman.h>
-#include <time.h>
 #include <unistd.h>
-
-static void nap(void)
-{
-	nanosleep(&(struct timespec){.tv_nsec = 1000000}, NULL);
-}
 
 /* The frame's bytes into the spare area. The store is there as long as anything is fused. */
 static void fill_spare(PfFrame frame, size_t n)
@@ -41,31 +35,7 @@ static void fill_spare(PfFrame frame, size_t n)
 		} else if (got == 0 || errno != EINTR) {
 			/* Out of memory, for there is no other reason. It may come back, and we
 			 * must go on. */
-			nap();
-		}
-	}
-}
-
-static void fill_page(char *start, size_t n)
-{
-	size_t done = 0, moved;
-
-	while (done < n) {
-		char *from = pf_core.spare + done * PF_PAGE_SIZE, *to = start + done * PF_PAGE_SIZE;
-		int error = pf_uffd_move(pf_core.uffd, to, from, (n - done) * PF_PAGE_SIZE, &moved);
-
-		done += moved / PF_PAGE_SIZE;
-		if (error == 0)
-			return;
-		to = start + done * PF_PAGE_SIZE;
-		from = pf_core.spare + done * PF_PAGE_SIZE;
-		error = pf_uffd_copy(pf_core.uffd, to, from, PF_PAGE_SIZE);
-		if (error == 0 || error == -EEXIST) {
-			done++;
-		} else {
-			if (error != -ENOMEM)
-				pf_core_stop(error);
-			nap();
+			pf_core_nap();
 		}
 	}
 }
@@ -75,22 +45,6 @@ static bool register_if_private(PfRamBlock *block, size_t page)
 	return page < block->n_pages && pf_ram_state(block, page) == PF_PAGE_PRIVATE &&
 	       pf_uffd_register(pf_core.uffd, pf_ram_address(block, page), PF_PAGE_SIZE,
 		       UFFDIO_REGISTER_MODE_MISSING) == 0;
-}
-
-/* mremap() takes the target away before it moves: if it fails in between, this is all that can be
- * done. */
-static char *fill_gap(PfRamBlock *block, size_t page, size_t n)
-{
-	char *start = pf_ram_address(block, page);
-	int error;
-
-	while (!pf_core_map_anonymous(block, start, n * PF_PAGE_SIZE, &error))
-		nap();
-	while (pf_uffd_register(
-		       pf_core.uffd, start, n * PF_PAGE_SIZE, UFFDIO_REGISTER_MODE_MISSING) != 0)
-		nap();
-	fill_page(start, n);
-	return start;
 }
 
 /* false: no map or no memory for one; nothing has changed then. */
@@ -114,14 +68,17 @@ static bool replace(PfRamBlock *block, size_t page, size_t n)
 	right = register_if_private(block, page + n);
 	all = start - (left ? PF_PAGE_SIZE : 0);
 	fill_spare(pf_ram_frame(block, page), n);
-	if (pf_sys_mremap(fresh, length, length, MREMAP_MAYMOVE | MREMAP_FIXED, start, &error)) {
-		fill_page(start, n);
-	} else {
+	if (!pf_sys_mremap(fresh, length, length, MREMAP_MAYMOVE | MREMAP_FIXED, start, &error)) {
 		pf_sys_munmap(fresh, length);
 		fresh = NULL;
-		if (!pf_sys_is_mapped(start, length))
-			fresh = fill_gap(block, page, n);
+		if (!pf_sys_is_mapped(start, length)) {
+			/* mremap() had taken the target away before it failed: this is all that can be done. */
+			pf_core_restore_anonymous(block, start, length);
+			fresh = start;
+		}
 	}
+	if (fresh)
+		pf_core_put_pages(start, pf_core.spare, n);
 	length += (left + right) * PF_PAGE_SIZE;
 	if (fresh) {
 		pf_uffd_unregister(pf_core.uffd, all, length);
