@@ -11,6 +11,7 @@ int pf_core_capture(PfHva hva, int fd, uint64_t offset_bytes)
 {
 	const char *page = (const char *)hva.v;
 	PfShimResult result = PF_SHIM_DONE;
+	PfRamBlock *block;
 	uint64_t entry;
 
 	if (hva.v % PF_PAGE_SIZE)
@@ -18,7 +19,8 @@ int pf_core_capture(PfHva hva, int fd, uint64_t offset_bytes)
 	if (!pf_core_started())
 		return PF_SHIM_STOPPED;
 	pf_core_lock();
-	if (!pf_ram_find(page, PF_PAGE_SIZE))
+	block = pf_ram_find(page, PF_PAGE_SIZE);
+	if (!block || pf_ram_state(block, pf_ram_page(block, page)) == PF_PAGE_GONE)
 		result = PF_SHIM_NOT_RAM;
 	else if (pf_core_pagemap(page, 1, &entry) != 0)
 		result = PF_SHIM_FAILED;

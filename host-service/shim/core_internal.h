@@ -24,8 +24,9 @@ typedef struct PfCore {
 		frames; /* as many, of the link's thread alone: the frames of the run to be fused */
 	int stopped_error; /* not 0: fusing has stopped for good */
 	uint64_t maps; /* VMAs of the process: counted, and then what may have been added since */
-	uint64_t maps_limit;  /* vm.max_map_count */
-	uint64_t maps_budget; /* three quarters of it */
+	uint64_t maps_limit;    /* vm.max_map_count */
+	uint64_t maps_budget;   /* three quarters of it */
+	uint64_t maps_reserved; /* a sixteenth: left to QEMU also by revokes and discards */
 	uint64_t revoked, discarded, written;
 	int event_fd;
 } PfCore;
@@ -77,8 +78,11 @@ char *pf_core_map_anonymous(const PfRamBlock *block, char *start, size_t length,
  */
 void pf_core_put_pages(char *to, const char *from, size_t n);
 
-/* Anonymous memory again where nothing is mapped any more, registered MISSING. Does not return before it is done. */
-void pf_core_restore_anonymous(const PfRamBlock *block, char *start, size_t length);
+/*
+ * A call that was to replace guest memory failed after the kernel had taken it away (Linux before 6.12): n pages of
+ * anonymous memory with these bytes come there again. Does not return before it is done.
+ */
+void pf_core_fill_gap(const PfRamBlock *block, char *start, const char *from, size_t n);
 
 void pf_core_nap(void);
 
@@ -101,6 +105,8 @@ size_t pf_core_piece(const PfRamBlock *block, size_t page, size_t limit);
 /* A fault that the fault thread read. Called by the revoke thread. */
 void pf_core_resolve_fault(char *address, bool write_protect);
 
-/* Lifts the write protection of pages in a file VMA and makes the kernel copy them: bytes of their
- * own. */
+/*
+ * Lifts the write protection of pages in a file VMA and makes the kernel copy them: only then is it sure that they
+ * map no frame any more.
+ */
 void pf_core_lift(char *start, size_t n_pages);

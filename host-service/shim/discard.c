@@ -38,14 +38,9 @@ static bool discards(int advice)
 	       advice == MADV_GUARD_INSTALL;
 }
 
-/* What neither drops nor moves contents, so that fused pages can stay. */
-static bool harmless(int advice)
+static bool changes_flags(int advice)
 {
 	switch (advice) {
-	case MADV_NORMAL:
-	case MADV_RANDOM:
-	case MADV_SEQUENTIAL:
-	case MADV_WILLNEED:
 	case MADV_DONTFORK:
 	case MADV_DOFORK:
 	case MADV_MERGEABLE:
@@ -60,13 +55,35 @@ static bool harmless(int advice)
 	}
 }
 
-/* The length of the stretch of pages that are private or not, as the first one is. */
+/* What neither drops nor moves contents, so that fused pages can stay. */
+static bool harmless(int advice)
+{
+	switch (advice) {
+	case MADV_NORMAL:
+	case MADV_RANDOM:
+	case MADV_SEQUENTIAL:
+	case MADV_WILLNEED:
+	case MADV_POPULATE_READ:
+	case MADV_POPULATE_WRITE:
+		return true;
+	default:
+		return false;
+	}
+}
+
+static bool in_file(const PfRamBlock *block, size_t page)
+{
+	PfPageState state = pf_ram_state(block, page);
+
+	return state == PF_PAGE_FUSED || state == PF_PAGE_PRIVATE_IN_FILE;
+}
+
+/* The length of the stretch of pages that lie in a file VMA or not, as the first one does. */
 static size_t stretch(const PfRamBlock *block, size_t page, size_t limit)
 {
-	bool is_private = pf_ram_state(block, page) == PF_PAGE_PRIVATE;
 	size_t n = 1;
 
-	while (n < limit && (pf_ram_state(block, page + n) == PF_PAGE_PRIVATE) == is_private)
+	while (n < limit && in_file(block, page + n) == in_file(block, page))
 		n++;
 	return n;
 }
@@ -83,20 +100,45 @@ static void forget(PfRamBlock *block, size_t page, size_t n, PfPageState state)
 	}
 }
 
-/* Discards pages in a file VMA. Without a map for that: zeros, in bytes of their own. */
+/* Zeros where no map can be had: the pages stay in the file VMA, with bytes of their own. */
+static void zero_in_file(PfRamBlock *block, size_t page, size_t n)
+{
+	char *start = pf_ram_address(block, page);
+
+	pf_core_lift(start, n);
+	for (size_t i = 0; i < n; i++) {
+		char *at = start + i * PF_PAGE_SIZE;
+		uint64_t entry;
+
+		/* Only into a copy of its own: a frame that could not be read has none, and stays as broken as it is. */
+		if (pf_core_pagemap(at, 1, &entry) == 0 &&
+			!(entry & (PF_PAGEMAP_WP | PF_PAGEMAP_FILE)) &&
+			(entry & (PF_PAGEMAP_PRESENT | PF_PAGEMAP_SWAPPED)))
+			memset(at, 0, PF_PAGE_SIZE);
+	}
+	forget(block, page, n, PF_PAGE_PRIVATE_IN_FILE);
+}
+
+/* Discards pages in a file VMA. */
 static void discard_in_file(PfRamBlock *block, size_t page, size_t n)
 {
 	char *start = pf_ram_address(block, page);
+	size_t length = n * PF_PAGE_SIZE;
+	bool mapped = false;
 	int error;
 
-	if (pf_core_map_anonymous(block, start, n * PF_PAGE_SIZE, &error)) {
-		forget(block, page, n, PF_PAGE_PRIVATE);
-	} else {
-		pf_core_lift(start, n);
-		memset(start, 0, n * PF_PAGE_SIZE);
-		forget(block, page, n, PF_PAGE_PRIVATE_IN_FILE);
+	if (pf_core_may_revoke_maps())
+		mapped = pf_core_map_anonymous(block, start, length, &error) != NULL;
+	/* Linux before 6.12 may have unmapped what was there by the time it failed. */
+	while (!mapped && !pf_sys_is_mapped(start, length)) {
+		pf_core_nap();
+		mapped = pf_core_map_anonymous(block, start, length, &error) != NULL;
 	}
-	pf_uffd_wake(pf_core.uffd, start, n * PF_PAGE_SIZE);
+	if (mapped)
+		forget(block, page, n, PF_PAGE_PRIVATE);
+	else
+		zero_in_file(block, page, n);
+	pf_uffd_wake(pf_core.uffd, start, length);
 	pf_core_added_maps(2);
 }
 
@@ -122,28 +164,38 @@ static int discard(char *start, size_t length, int advice)
 		if ((size_t)(end - start) / PF_PAGE_SIZE < n)
 			n = (size_t)(end - start) / PF_PAGE_SIZE;
 		n = stretch(block, page, n);
-		if (pf_ram_state(block, page) != PF_PAGE_PRIVATE)
+		if (in_file(block, page))
 			discard_in_file(block, page, n);
 		/* Not over what had to stay in a file VMA: there it would bring the frame's bytes
 		 * back. */
-		if (pf_ram_state(block, page) == PF_PAGE_PRIVATE)
+		if (!in_file(block, page))
 			error = pf_sys_madvise(start, n * PF_PAGE_SIZE, advice);
 		start += n * PF_PAGE_SIZE;
 	}
 	return error;
 }
 
-static int madvise_locked(char *start, size_t length, int advice)
+static int madvise_ram(char *start, size_t length, int advice)
 {
 	int error;
 
-	if (discards(advice))
-		return discard(start, length, advice);
-	if (!harmless(advice))
-		pf_core_make_range_private(start, start + length, PF_SHIM_LOST_RELEASED, false);
-	error = pf_sys_madvise(start, length, advice);
-	if (error == 0)
-		pf_ram_advised(start, length, advice);
+	pf_core_lock();
+	if (discards(advice)) {
+		/* A lazily freed page may vanish while it is frozen; dropped at once is always allowed. */
+		error = discard(start, length, advice == MADV_FREE ? MADV_DONTNEED : advice);
+	} else if (changes_flags(advice)) {
+		error = pf_sys_madvise(start, length, advice);
+		if (error == 0)
+			pf_ram_advised(start, length, advice);
+	} else {
+		if (!harmless(advice))
+			pf_core_make_range_private(
+				start, start + length, PF_SHIM_LOST_RELEASED, false);
+		/* These may touch pages, and so meet a fault that is answered under the lock. */
+		pf_core_unlock();
+		return pf_sys_madvise(start, length, advice);
+	}
+	pf_core_unlock();
 	return error;
 }
 
@@ -153,13 +205,10 @@ int pf_core_madvise(void *start, size_t length_bytes, int advice)
 	int error;
 
 	if ((uintptr_t)start % PF_PAGE_SIZE || length < length_bytes ||
-		!pf_core_touches(start, length)) {
+		!pf_core_touches(start, length))
 		error = pf_sys_madvise(start, length_bytes, advice);
-	} else {
-		pf_core_lock();
-		error = madvise_locked(start, length, advice);
-		pf_core_unlock();
-	}
+	else
+		error = madvise_ram(start, length, advice);
 	return error ? fail(error) : 0;
 }
 
@@ -171,7 +220,7 @@ static void forget_range(char *start, char *end)
 		size_t page = at > block->start ? pf_ram_page(block, at) : 0;
 
 		for (; page < block->n_pages && pf_ram_address(block, page) < end; page++)
-			if (pf_ram_state(block, page) != PF_PAGE_PRIVATE)
+			if (in_file(block, page))
 				forget(block, page, 1, PF_PAGE_PRIVATE);
 		at = pf_ram_address(block, page);
 	}
@@ -207,7 +256,8 @@ void *pf_core_mmap(
 		pf_core_lock();
 	address = pf_sys_mmap(start, length_bytes, prot, flags, fd, offset_bytes, &error);
 	if (ours) {
-		if (address)
+		/* Linux before 6.12 may have unmapped what was there by the time it failed. */
+		if (address || !pf_sys_is_mapped(start, length))
 			forget_range(start, (char *)start + length);
 		pf_core_unlock();
 	}
@@ -217,26 +267,55 @@ void *pf_core_mmap(
 	return MAP_FAILED;
 }
 
+/* Whether a page of the range has bytes of its own in a file VMA: that cannot be moved to another address as RAM. */
+static bool has_private_in_file(char *start, char *end)
+{
+	PfRamBlock *block;
+
+	for (char *at = start; at < end && (block = pf_ram_next(at)) && block->start < end;) {
+		size_t page = at > block->start ? pf_ram_page(block, at) : 0;
+
+		for (; page < block->n_pages && pf_ram_address(block, page) < end; page++)
+			if (pf_ram_state(block, page) == PF_PAGE_PRIVATE_IN_FILE)
+				return true;
+		at = pf_ram_address(block, page);
+	}
+	return false;
+}
+
+static void *mremap_ram(
+	void *old, size_t old_bytes, size_t new_bytes, int flags, void *new_start, int *error)
+{
+	char *from = old, *to = new_start;
+	void *address;
+
+	pf_core_make_range_private(from, from + round_up(old_bytes), PF_SHIM_LOST_RELEASED, false);
+	/* QEMU does not move RAM; one that does is told that it cannot be done. */
+	if (has_private_in_file(from, from + round_up(old_bytes))) {
+		*error = -ENOMEM;
+		return NULL;
+	}
+	address = pf_sys_mremap(old, old_bytes, new_bytes, flags, new_start, error);
+	if (address)
+		forget_range(from, from + round_up(old_bytes));
+	if (flags & MREMAP_FIXED && (address || !pf_sys_is_mapped(new_start, round_up(new_bytes))))
+		forget_range(to, to + round_up(new_bytes));
+	return address;
+}
+
 void *pf_core_mremap(void *old, size_t old_bytes, size_t new_bytes, int flags, void *new_start)
 {
-	size_t old_length = round_up(old_bytes), new_length = round_up(new_bytes);
-	bool from_ours = pf_core_touches(old, old_length);
-	bool to_ours = (flags & MREMAP_FIXED) && pf_core_touches(new_start, new_length);
 	void *address;
 	int error;
 
-	if (from_ours || to_ours)
+	if (pf_core_touches(old, round_up(old_bytes)) ||
+		((flags & MREMAP_FIXED) && pf_core_touches(new_start, round_up(new_bytes)))) {
 		pf_core_lock();
-	if (from_ours)
-		pf_core_make_range_private(
-			old, (char *)old + old_length, PF_SHIM_LOST_RELEASED, false);
-	address = pf_sys_mremap(old, old_bytes, new_bytes, flags, new_start, &error);
-	if (address && from_ours)
-		forget_range(old, (char *)old + old_length);
-	if (address && to_ours)
-		forget_range(new_start, (char *)new_start + new_length);
-	if (from_ours || to_ours)
+		address = mremap_ram(old, old_bytes, new_bytes, flags, new_start, &error);
 		pf_core_unlock();
+	} else {
+		address = pf_sys_mremap(old, old_bytes, new_bytes, flags, new_start, &error);
+	}
 	if (address)
 		return address;
 	errno = -error;

@@ -123,12 +123,12 @@ static void map_frames(Freeze *f, size_t from, size_t n)
 	if (!pf_sys_mmap(start, length, PROT_READ | PROT_WRITE, flags, pf_core.store,
 		    (int64_t)((f->frame.v + from) * PF_PAGE_SIZE), &error)) {
 		/*
-		 * Kernels before 6.12 may have unmapped what was there by then: anonymous memory comes back first,
-		 * registered as it was.
+		 * Kernels before 6.12 may have unmapped what was there by then: the pages come back in one piece.
 		 */
-		if (!pf_sys_is_mapped(start, length))
-			pf_core_restore_anonymous(f->block, start, length);
-		pf_core_put_pages(start, scratch(from), n);
+		if (pf_sys_is_mapped(start, length))
+			pf_core_put_pages(start, scratch(from), n);
+		else
+			pf_core_fill_gap(f->block, start, scratch(from), n);
 		end_freeze(f, from, n);
 		set_results(f, from, n, result_of(error));
 		return;
@@ -192,6 +192,8 @@ static size_t fuse_stretch(Freeze *f, size_t n)
 	error = pf_uffd_register(
 		pf_core.uffd, address(f, 0), n * PF_PAGE_SIZE, UFFDIO_REGISTER_MODE_MISSING);
 	if (error) {
+		/* It may have registered a part. */
+		end_freeze(f, 0, n);
 		set_results(f, 0, n, result_of(error));
 		return n;
 	}
@@ -221,13 +223,15 @@ static ssize_t worth_a_freeze(const Freeze *f, size_t n)
 	if (error)
 		return error;
 	for (i = 0; i < n; i++) {
-		bool is_private = pf_ram_state(f->block, f->page + i) == PF_PAGE_PRIVATE;
+		PfPageState state = pf_ram_state(f->block, f->page + i);
 		bool present = (entries[i] & PF_PAGEMAP_PRESENT) && !(entries[i] & PF_PAGEMAP_FILE);
 
-		if (is_private && present)
+		if (state == PF_PAGE_PRIVATE && present)
 			continue;
 		if (i == 0)
-			f->results[0] = is_private ? PF_SHIM_NOT_PRESENT : PF_SHIM_NOT_PRIVATE;
+			f->results[0] = state == PF_PAGE_GONE      ? PF_SHIM_NOT_RAM
+					: state == PF_PAGE_PRIVATE ? PF_SHIM_NOT_PRESENT
+								   : PF_SHIM_NOT_PRIVATE;
 		break;
 	}
 	return (ssize_t)i;
@@ -268,9 +272,12 @@ static PfShimResult fuse_locked(const PfShimRun *run, uint8_t *results)
 		f = (Freeze){block, pf_ram_page(block, start) + done, {run->frame + done},
 			pf_core.frames + done * PF_PAGE_SIZE, results + done};
 		n = worth_a_freeze(&f, run->n_pages - done);
-		if (n < 0 || note_policy(block, address(&f, 0)) != 0)
+		if (n < 0)
 			return PF_SHIM_FAILED;
 		if (n == 0) {
+			done++;
+		} else if (note_policy(block, address(&f, 0)) != 0) {
+			f.results[0] = PF_SHIM_FAILED;
 			done++;
 		} else {
 			done += fuse_stretch(&f, (size_t)n);

@@ -27,12 +27,14 @@ struct uffdio_move {
 #define UFFD_FEATURE_WP_UNPOPULATED (1 << 13)
 #endif
 #ifndef MADV_POPULATE_READ
-#define MADV_POPULATE_READ 22
+#define MADV_POPULATE_READ  22
+#define MADV_POPULATE_WRITE 23
 #endif
 
 /* Bits of a /proc/PID/pagemap entry (Documentation/admin-guide/mm/pagemap.rst). */
 #define PF_PAGEMAP_PRESENT (1ull << 63)
 #define PF_PAGEMAP_SWAPPED (1ull << 62)
+#define PF_PAGEMAP_WP      (1ull << 57) /* write-protected by userfaultfd */
 #define PF_PAGEMAP_FILE    (1ull << 61)
 
 /* A NUMA memory policy as get_mempolicy(2) gives it. */

@@ -88,22 +88,30 @@ void pf_core_put_pages(char *to, const char *from, size_t n)
 		/* This page cannot be moved (something pinned or shared it): its bytes can be copied. */
 		at = done * PF_PAGE_SIZE;
 		error = pf_uffd_copy(pf_core.uffd, to + at, from + at, PF_PAGE_SIZE);
-		if (error == 0 || error == -EEXIST) {
-			done++;
-			continue;
-		}
-		if (error != -ENOMEM)
+		if (error != 0 && error != -ENOMEM)
 			pf_core_stop(error);
-		pf_core_nap();
+		/* Somebody else has filled it: nothing of ours can be put there. */
+		if (error == 0 || error == -EEXIST)
+			done++;
+		else
+			pf_core_nap();
 	}
 }
 
-void pf_core_restore_anonymous(const PfRamBlock *block, char *start, size_t length)
+void pf_core_fill_gap(const PfRamBlock *block, char *start, const char *from, size_t n)
 {
+	size_t length = n * PF_PAGE_SIZE;
+	char *fresh;
 	int error;
 
-	while (!pf_core_map_anonymous(block, start, length, &error))
+	/* Filled elsewhere and moved over the gap whole: nobody sees zeros in between. */
+	while (!(fresh = pf_core_map_anonymous(block, NULL, length, &error)))
 		pf_core_nap();
-	while (pf_uffd_register(pf_core.uffd, start, length, UFFDIO_REGISTER_MODE_MISSING) != 0)
+	while (pf_uffd_register(pf_core.uffd, fresh, length, UFFDIO_REGISTER_MODE_MISSING) != 0)
 		pf_core_nap();
+	pf_core_put_pages(fresh, from, n);
+	while (!pf_sys_mremap(fresh, length, length, MREMAP_MAYMOVE | MREMAP_FIXED, start, &error))
+		pf_core_nap();
+	pf_uffd_unregister(pf_core.uffd, start, length);
+	pf_uffd_wake(pf_core.uffd, start, length);
 }

@@ -9,9 +9,6 @@
 #include <time.h>
 #include <unistd.h>
 
-/* Left to QEMU when even revoking has used up the rest; mremap() itself refuses with six left. */
-#define MAPS_RESERVED 16
-
 static uint64_t read_number(const char *path, uint64_t otherwise)
 {
 	char text[32];
@@ -49,6 +46,7 @@ void pf_core_set_maps(uint64_t maps)
 	pf_core.maps = maps;
 	pf_core.maps_limit = read_number("/proc/sys/vm/max_map_count", 65530);
 	pf_core.maps_budget = pf_core.maps_limit / 4 * 3;
+	pf_core.maps_reserved = pf_core.maps_limit / 16;
 }
 
 static uint64_t now_ms(void)
@@ -80,9 +78,9 @@ bool pf_core_may_add_maps(unsigned n)
 
 bool pf_core_may_revoke_maps(void)
 {
-	if (pf_core.maps + MAPS_RESERVED > pf_core.maps_limit)
+	if (pf_core.maps + pf_core.maps_reserved > pf_core.maps_limit)
 		recount_maps();
-	return pf_core.maps + MAPS_RESERVED <= pf_core.maps_limit;
+	return pf_core.maps + pf_core.maps_reserved <= pf_core.maps_limit;
 }
 
 void pf_core_added_maps(unsigned n)

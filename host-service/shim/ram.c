@@ -180,34 +180,30 @@ static bool split_at(char *address)
 	return true;
 }
 
-/* Splits so that the range is whole blocks; where the array is full, what sticks out is given up
- * with it. */
-static void split_range(void *start, size_t length)
+static bool overlaps(const PfRamBlock *block, const char *start, const char *end)
 {
-	split_at(start);
-	split_at((char *)start + length);
-}
-
-static void drop_range(char *start, char *end)
-{
-	for (unsigned i = 0; i < n_blocks;) {
-		PfRamBlock *block = &blocks[i];
-
-		if (block->start >= end || start >= block_end(block)) {
-			i++;
-			continue;
-		}
-		for (size_t page = 0; page < block->n_pages; page++)
-			if (pf_ram_state(block, page) != PF_PAGE_PRIVATE)
-				pf_ram_set(block, page, PF_PAGE_PRIVATE, (PfFrame){0});
-		remove_block(i);
-	}
+	return block->start < end && start < block_end(block);
 }
 
 void pf_ram_remove(void *start, size_t length)
 {
-	split_range(start, length);
-	drop_range(start, (char *)start + length);
+	char *from = start, *to = from + length;
+
+	for (unsigned i = 0; i < n_blocks;) {
+		PfRamBlock *block = &blocks[i];
+		bool whole = from <= block->start && block_end(block) <= to;
+
+		for (size_t page = 0; overlaps(block, from, to) && page < block->n_pages; page++) {
+			char *address = pf_ram_address(block, page);
+
+			if (from <= address && address < to)
+				pf_ram_set(block, page, PF_PAGE_GONE, (PfFrame){0});
+		}
+		if (whole)
+			remove_block(i);
+		else
+			i++;
+	}
 }
 
 PfRamBlock *pf_ram_find(const void *start, size_t length)
@@ -284,10 +280,10 @@ void pf_ram_advised(void *start, size_t length, int advice)
 
 	if (!apply_advice(&probe, advice))
 		return;
-	split_range(start, length);
+	if (!split_at(start) || !split_at((char *)start + length))
+		return;
 	for (unsigned i = 0; i < n_blocks; i++)
-		if (blocks[i].start < (char *)start + length &&
-			(char *)start < block_end(&blocks[i]))
+		if (overlaps(&blocks[i], start, (char *)start + length))
 			apply_advice(&blocks[i].flags, advice);
 }
 

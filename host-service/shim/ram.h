@@ -18,6 +18,7 @@ typedef enum PfPageState {
 	PF_PAGE_FUSED = 1,   /* maps a frame, write-protected: a write is a fault that revokes it */
 	PF_PAGE_PRIVATE_IN_FILE =
 		2, /* has bytes of its own inside a file VMA; never fused, never overwritten */
+	PF_PAGE_GONE = 3, /* no RAM any more: something else is mapped there, or nothing */
 } PfPageState;
 
 /* The flags of a block's VMAs that a new mapping inside it takes over. */
@@ -41,7 +42,9 @@ typedef struct PfRamBlock {
  */
 int pf_ram_add(void *start, size_t length);
 
-/* Forgets a range; blocks that it cuts are split. What was fused there must have been dealt with.
+/*
+ * Forgets a range: a block that lies in it is removed, of others the pages become PF_PAGE_GONE. What was fused there
+ * must have been dealt with.
  */
 void pf_ram_remove(void *start, size_t length);
 
@@ -60,8 +63,10 @@ bool pf_ram_was_used(void);
  * exact. */
 bool pf_ram_touches(const void *start, size_t length);
 
-/* An madvise() that changes a VMA's flags was carried out; blocks are split so that each has one
- * set of flags. */
+/*
+ * An madvise() that changes a VMA's flags was carried out. Blocks are split so that each has one set of flags; where
+ * there is no room for another block the flags stay as they were, and new mappings there merge less well.
+ */
 void pf_ram_advised(void *start, size_t length, int advice);
 
 static inline PfPageState pf_ram_state(const PfRamBlock *block, size_t page)

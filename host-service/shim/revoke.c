@@ -17,12 +17,11 @@
  */
 #include "host-service/shim/core_internal.h"
 #include <errno.h>
-#include <stdatomic.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
-/* The frame's bytes into the spare area. The store is there as long as anything is fused. */
-static void fill_spare(PfFrame frame, size_t n)
+/* The frame's bytes into the spare area. false: they cannot be read, now or later (a memory error, a failed swap-in). */
+static bool fill_spare(PfFrame frame, size_t n)
 {
 	size_t size = n * PF_PAGE_SIZE;
 
@@ -30,14 +29,15 @@ static void fill_spare(PfFrame frame, size_t n)
 		ssize_t got = pread(pf_core.store, pf_core.spare + done, size - done,
 			(off_t)(frame.v * PF_PAGE_SIZE + done));
 
-		if (got > 0) {
+		if (got > 0)
 			done += (size_t)got;
-		} else if (got == 0 || errno != EINTR) {
-			/* Out of memory, for there is no other reason. It may come back, and we
-			 * must go on. */
+		else if (got < 0 && (errno == EIO || errno == EHWPOISON))
+			return false;
+		else if (got == 0 || errno != EINTR)
+			/* Out of memory, for there is no other reason. It may come back, and we must go on. */
 			pf_core_nap();
-		}
 	}
+	return true;
 }
 
 static bool register_if_private(PfRamBlock *block, size_t page)
@@ -47,7 +47,7 @@ static bool register_if_private(PfRamBlock *block, size_t page)
 		       UFFDIO_REGISTER_MODE_MISSING) == 0;
 }
 
-/* false: no map or no memory for one; nothing has changed then. */
+/* Puts the spare area there. false: no map or no memory for one; nothing has changed then. */
 static bool replace(PfRamBlock *block, size_t page, size_t n)
 {
 	size_t length = n * PF_PAGE_SIZE;
@@ -67,18 +67,17 @@ static bool replace(PfRamBlock *block, size_t page, size_t n)
 	left = page > 0 && register_if_private(block, page - 1);
 	right = register_if_private(block, page + n);
 	all = start - (left ? PF_PAGE_SIZE : 0);
-	fill_spare(pf_ram_frame(block, page), n);
 	if (!pf_sys_mremap(fresh, length, length, MREMAP_MAYMOVE | MREMAP_FIXED, start, &error)) {
 		pf_sys_munmap(fresh, length);
 		fresh = NULL;
 		if (!pf_sys_is_mapped(start, length)) {
-			/* mremap() had taken the target away before it failed: this is all that can be done. */
-			pf_core_restore_anonymous(block, start, length);
+			/* mremap() had taken the target away before it failed. */
+			pf_core_fill_gap(block, start, pf_core.spare, n);
 			fresh = start;
 		}
-	}
-	if (fresh)
+	} else {
 		pf_core_put_pages(start, pf_core.spare, n);
+	}
 	length += (left + right) * PF_PAGE_SIZE;
 	if (fresh) {
 		pf_uffd_unregister(pf_core.uffd, all, length);
@@ -93,25 +92,35 @@ static bool replace(PfRamBlock *block, size_t page, size_t n)
 	return fresh != NULL;
 }
 
+/* Page by page: the kernel stops at the first page that is not registered, and others behind it may be. */
 void pf_core_lift(char *start, size_t n_pages)
 {
-	size_t length = n_pages * PF_PAGE_SIZE;
+	for (size_t i = 0; i < n_pages; i++) {
+		char *page = start + i * PF_PAGE_SIZE;
+		uint64_t entry;
 
-	pf_uffd_protect(pf_core.uffd, start, length, 0);
-	/* Only a page that was copied is surely none of the store's any more: write to each,
-	 * without changing it. */
-	for (size_t i = 0; i < n_pages; i++)
-		atomic_fetch_or_explicit(
-			(_Atomic unsigned char *)start + i * PF_PAGE_SIZE, 0, memory_order_relaxed);
-	pf_uffd_wake(pf_core.uffd, start, length);
+		pf_uffd_protect(pf_core.uffd, page, PF_PAGE_SIZE, 0);
+		/* Where it is still protected the fault would wait for the lock that we hold. */
+		if (pf_core_pagemap(page, 1, &entry) != 0 || (entry & PF_PAGEMAP_WP))
+			continue;
+		/* A write fault without a write, and without a signal where the frame cannot be read. */
+		while (pf_sys_madvise(page, PF_PAGE_SIZE, MADV_POPULATE_WRITE) == -ENOMEM &&
+			pf_sys_is_mapped(page, PF_PAGE_SIZE))
+			pf_core_nap();
+	}
+	pf_uffd_wake(pf_core.uffd, start, n_pages * PF_PAGE_SIZE);
 }
 
 void pf_core_make_private(PfRamBlock *block, size_t page, size_t n, PfShimLoss loss)
 {
+	bool readable = fill_spare(pf_ram_frame(block, page), n);
 	PfPageState state = PF_PAGE_PRIVATE;
 
 	pf_core_note_lost(block, page, n, loss);
-	if (!replace(block, page, n)) {
+	if (!readable || !replace(block, page, n)) {
+		/* Of a frame that cannot be read nothing can be copied: whoever touches it gets the kernel's error. */
+		if (!readable)
+			pf_core_stop(-EIO);
 		pf_core_lift(pf_ram_address(block, page), n);
 		state = PF_PAGE_PRIVATE_IN_FILE;
 		pf_core.written += n;

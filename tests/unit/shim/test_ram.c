@@ -105,30 +105,29 @@ static void test_runs(void **unused)
 	assert_int_equal(pf_ram_n_runs(), 0);
 }
 
-/* A block that is cut keeps the states of its parts, and a run that is cut counts as two. */
+/* Pages that go away in the middle of a block stay gone, and a run that is cut counts as two. */
 static void test_remove_in_the_middle(void **unused)
 {
 	char *start = map_block();
-	PfRamBlock *left, *right;
+	PfRamBlock *block;
 
 	assert_int_equal(pf_ram_add(start, N * PF_PAGE_SIZE), 0);
-	left = pf_ram_find(start, PF_PAGE_SIZE);
+	block = pf_ram_find(start, PF_PAGE_SIZE);
 	for (size_t i = 0; i < N; i++)
-		fuse(left, i, 500 + i);
+		fuse(block, i, 500 + i);
 	assert_int_equal(pf_ram_n_runs(), 1);
 	pf_ram_remove(start + 10 * PF_PAGE_SIZE, 4 * PF_PAGE_SIZE);
-	assert_int_equal(pf_ram_n_blocks(), 2);
+	assert_int_equal(pf_ram_n_blocks(), 1);
 	assert_int_equal(pf_ram_n_fused(), N - 4);
 	assert_int_equal(pf_ram_n_runs(), 2);
-	assert_null(pf_ram_find(start + 10 * PF_PAGE_SIZE, PF_PAGE_SIZE));
-	left = pf_ram_find(start + 9 * PF_PAGE_SIZE, PF_PAGE_SIZE);
-	right = pf_ram_find(start + 14 * PF_PAGE_SIZE, PF_PAGE_SIZE);
-	assert_int_equal(left->n_pages, 10);
-	assert_int_equal(pf_ram_frame(left, 9).v, 509);
-	assert_int_equal(pf_ram_frame(right, 0).v, 514);
-	assert_ptr_equal(pf_ram_next(start + 11 * PF_PAGE_SIZE), right);
+	for (size_t i = 0; i < N; i++)
+		assert_int_equal(
+			pf_ram_state(block, i), i >= 10 && i < 14 ? PF_PAGE_GONE : PF_PAGE_FUSED);
+	assert_int_equal(pf_ram_frame(block, 9).v, 509);
+	assert_int_equal(pf_ram_frame(block, 14).v, 514);
 	unmap_block(start);
 	assert_null(pf_ram_next(NULL));
+	assert_int_equal(pf_ram_n_fused(), 0);
 }
 
 static void test_touches(void **unused)
@@ -160,6 +159,16 @@ static void test_full(void **unused)
 	assert_int_equal(pf_ram_add(start, N * PF_PAGE_SIZE), -ENOSPC);
 	pf_ram_remove(many, 2 * PF_RAM_MAX_BLOCKS * PF_PAGE_SIZE);
 	assert_int_equal(pf_ram_n_blocks(), 0);
+	/* Advice for a part would need another block: the flags stay, and so does every page's state. */
+	assert_int_equal(pf_ram_add(start, N * PF_PAGE_SIZE), 0);
+	fuse(pf_ram_find(start, PF_PAGE_SIZE), 3, 9);
+	for (size_t i = 1; i < PF_RAM_MAX_BLOCKS; i++)
+		assert_int_equal(pf_ram_add(many + 2 * i * PF_PAGE_SIZE, PF_PAGE_SIZE), 0);
+	pf_ram_advised(start + PF_PAGE_SIZE, PF_PAGE_SIZE, MADV_DONTDUMP);
+	assert_non_null(pf_ram_find(start, N * PF_PAGE_SIZE));
+	assert_false(pf_ram_find(start, PF_PAGE_SIZE)->flags.dont_dump);
+	assert_int_equal(pf_ram_n_fused(), 1);
+	pf_ram_remove(many, 2 * PF_RAM_MAX_BLOCKS * PF_PAGE_SIZE);
 	munmap(many, 2 * PF_RAM_MAX_BLOCKS * PF_PAGE_SIZE);
 	unmap_block(start);
 }

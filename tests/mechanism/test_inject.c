@@ -1,0 +1,297 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * Faults of the kernel: each call that a scenario makes (fuse, write, discard, release, fuse again, write, unmap) is
+ * made to fail in turn, once and three times in a row, in a process of its own. Whatever fails, every byte must be
+ * right, nobody may hang and no signal may come. A call that replaces a mapping is also made to fail as Linux before
+ * 6.12 does, after it has taken away what was there.
+ *
+ * The calls are wrapped by the linker (--wrap), so this is the code that runs in QEMU.
+ */
+#include "host-service/shim/kernel.h"
+#include "tests/mechanism/mech.h"
+#include <errno.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <unistd.h>
+#include <cmocka.h>
+
+#define N              16u
+#define N_FUSED        8u
+#define DIFFERENT      3u /* the page whose frame has other bytes */
+#define HANG_SECONDS   20
+#define EXIT_UNTOUCHED 100 /* the scenario makes fewer calls than that: there is no such fault */
+
+enum { CALL_IOCTL, CALL_MAPPING };
+
+typedef struct Fault {
+	int call;  /* CALL_* */
+	int first; /* the number of the call that fails first */
+	int times; /* and how many after it */
+	int error;
+	bool destroys; /* what was mapped at the target of MAP_FIXED is gone when it fails */
+} Fault;
+
+static Fault fault;
+static atomic_bool armed;
+static atomic_int n_calls;
+static atomic_llong broken_offset = -1; /* of the store: reading there fails with EIO */
+
+static bool fails(int call)
+{
+	int number;
+
+	if (!atomic_load(&armed) || call != fault.call)
+		return false;
+	number = atomic_fetch_add(&n_calls, 1);
+	return number >= fault.first && number < fault.first + fault.times;
+}
+
+int __real_ioctl(int fd, unsigned long request, void *argument);
+int __wrap_ioctl(int fd, unsigned long request, void *argument);
+int __wrap_ioctl(int fd, unsigned long request, void *argument)
+{
+	bool ours = request == UFFDIO_REGISTER || request == UFFDIO_UNREGISTER ||
+		    request == UFFDIO_MOVE || request == UFFDIO_COPY ||
+		    request == UFFDIO_WRITEPROTECT || request == UFFDIO_ZEROPAGE;
+
+	if (!ours || !fails(CALL_IOCTL))
+		return __real_ioctl(fd, request, argument);
+	if (request == UFFDIO_MOVE)
+		((struct uffdio_move *)argument)->move = -fault.error;
+	else if (request == UFFDIO_COPY)
+		((struct uffdio_copy *)argument)->copy = -fault.error;
+	errno = fault.error;
+	return -1;
+}
+
+long __real_syscall(long number, long a, long b, long c, long d, long e, long f);
+long __wrap_syscall(long number, long a, long b, long c, long d, long e, long f);
+long __wrap_syscall(long number, long a, long b, long c, long d, long e, long f)
+{
+	bool ours = number == SYS_mmap || number == SYS_mremap || number == SYS_madvise;
+
+	if (!ours || !fails(CALL_MAPPING))
+		return __real_syscall(number, a, b, c, d, e, f);
+	if (fault.destroys && number == SYS_mmap && (d & MAP_FIXED))
+		munmap((void *)a, (size_t)b);
+	if (fault.destroys && number == SYS_mremap && (d & MREMAP_FIXED))
+		munmap((void *)e, (size_t)c);
+	errno = fault.error;
+	return -1;
+}
+
+ssize_t __real_pread64(int fd, void *buffer, size_t size, off_t offset);
+ssize_t __wrap_pread64(int fd, void *buffer, size_t size, off_t offset);
+ssize_t __wrap_pread64(int fd, void *buffer, size_t size, off_t offset)
+{
+	if (offset == atomic_load(&broken_offset)) {
+		errno = EIO;
+		return -1;
+	}
+	return __real_pread64(fd, buffer, size, offset);
+}
+
+/* The scenario, in a child. It ends with the number of the step that went wrong, or 0. */
+
+static uint8_t *block;
+
+static uint8_t *page_of(size_t i)
+{
+	return block + i * PF_PAGE_SIZE;
+}
+
+static void expect(bool right, int step)
+{
+	if (!right)
+		_exit(step);
+}
+
+static void expect_seeds(size_t from, size_t to, uint64_t offset, int step)
+{
+	for (size_t i = from; i < to; i++)
+		expect(mech_holds(page_of(i), i + offset), step);
+}
+
+static PfFrame prepare(void)
+{
+	PfFrame first = {0};
+
+	mech_start();
+	block = mech_block(N);
+	for (size_t i = 0; i < N; i++)
+		mech_fill(page_of(i), i);
+	for (size_t i = 0; i < N_FUSED; i++) {
+		PfFrame frame = mech_publish_seed(i == DIFFERENT ? 99 : i);
+
+		if (i == 0)
+			first = frame;
+	}
+	return first;
+}
+
+static void expect_discarded(size_t from, size_t n, int step)
+{
+	/* A discard may fail, then nothing is promised; when it says that it did, the pages are zeros. */
+	if (pf_core_madvise(page_of(from), n * PF_PAGE_SIZE, MADV_DONTNEED) != 0)
+		return;
+	for (size_t i = from; i < from + n; i++)
+		expect(mech_is_zero(page_of(i)), step);
+}
+
+static void scenario(void)
+{
+	PfFrame first = prepare();
+	uint8_t results[N_FUSED];
+
+	alarm(HANG_SECONDS);
+	atomic_store(&armed, true);
+	mech_fuse(page_of(0), first, N_FUSED, results);
+	expect_seeds(0, N, 0, 1);
+	*page_of(1) ^= 0xff;
+	*page_of(1) ^= 0xff;
+	expect_seeds(0, N, 0, 2);
+	mech_fill(page_of(6), 600);
+	expect_discarded(4, 3, 3);
+	pf_core_release((PfHva){(uintptr_t)block}, N);
+	expect_seeds(0, 4, 0, 4);
+	expect_seeds(7, N, 0, 5);
+	atomic_store(&armed, false);
+	for (size_t i = 4; i < 7; i++)
+		mech_fill(page_of(i), i);
+	mech_fuse(page_of(0), first, N_FUSED, results);
+	expect_seeds(0, N, 0, 6);
+	expect_discarded(0, N_FUSED, 7);
+	pf_core_madvise(block, N * PF_PAGE_SIZE, MADV_POPULATE_WRITE);
+	for (size_t i = 0; i < N; i++)
+		mech_fill(page_of(i), 700 + i);
+	expect_seeds(0, N, 700, 8);
+	expect(pf_core_munmap(block, N * PF_PAGE_SIZE) == 0, 9);
+	_exit(atomic_load(&n_calls) > fault.first ? 0 : EXIT_UNTOUCHED);
+}
+
+static int run(void (*what)(void))
+{
+	pid_t child = fork();
+	int status;
+
+	if (child == 0) {
+		what();
+		_exit(0);
+	}
+	assert_true(child > 0);
+	assert_int_equal(waitpid(child, &status, 0), child);
+	if (WIFSIGNALED(status))
+		print_error(
+			"call kind %d number %d, %d times, errno %d, destroys %d: signal %d%s\n",
+			fault.call, fault.first, fault.times, fault.error, fault.destroys,
+			WTERMSIG(status), WTERMSIG(status) == SIGALRM ? " (it hung)" : "");
+	assert_true(WIFEXITED(status));
+	if (WEXITSTATUS(status) == MECH_SKIP)
+		exit(MECH_SKIP);
+	if (WEXITSTATUS(status) != 0 && WEXITSTATUS(status) != EXIT_UNTOUCHED)
+		print_error(
+			"call kind %d number %d, %d times, errno %d, destroys %d: wrong bytes at step %d\n",
+			fault.call, fault.first, fault.times, fault.error, fault.destroys,
+			WEXITSTATUS(status));
+	return WEXITSTATUS(status);
+}
+
+/* Every call of a kind fails in turn, until the scenario has no such call. */
+static void fail_each(int call, int error, bool destroys, int at_least)
+{
+	for (int times = 1; times <= 3; times += 2) {
+		int n = 0, status;
+
+		for (;; n++) {
+			fault = (Fault){call, n, times, error, destroys};
+			status = run(scenario);
+			if (status == EXIT_UNTOUCHED)
+				break;
+			assert_int_equal(status, 0);
+		}
+		assert_true(n >= at_least);
+	}
+}
+
+static void test_ioctls(void **unused)
+{
+	fail_each(CALL_IOCTL, ENOMEM, false, 20);
+	fail_each(CALL_IOCTL, EAGAIN, false, 20);
+	fail_each(CALL_IOCTL, EBUSY, false, 20);
+}
+
+static void test_mappings(void **unused)
+{
+	fail_each(CALL_MAPPING, ENOMEM, false, 20);
+}
+
+static void test_mappings_that_were_taken_away(void **unused)
+{
+	fail_each(CALL_MAPPING, ENOMEM, true, 20);
+}
+
+/* A memory error in a frame: its page stays unusable, but nobody else waits for it. */
+static void broken_frame(void)
+{
+	PfFrame first = prepare();
+	uint8_t results[2];
+	PfShimState state;
+
+	alarm(HANG_SECONDS);
+	mech_fuse(page_of(0), first, 2, results);
+	expect(results[0] == PF_SHIM_DONE && results[1] == PF_SHIM_DONE, 1);
+	atomic_store(&broken_offset, (long long)(first.v * PF_PAGE_SIZE));
+	*page_of(0) = 1;
+	*page_of(1) ^= 0;
+	pf_core_state(&state, false);
+	expect(state.stopped == 1 && state.stopped_error == EIO, 2);
+	expect(mech_holds(page_of(1), 1), 3);
+	expect(state.fused_pages == 0, 4);
+}
+
+static void test_broken_frame(void **unused)
+{
+	fault = (Fault){0};
+	assert_int_equal(run(broken_frame), 0);
+}
+
+/* More pieces of advice than there is room for blocks: nothing of a block may be forgotten. */
+static void full_of_blocks(void)
+{
+	uint8_t *other;
+
+	prepare();
+	other = mech_block(1024);
+	expect(mech_fuse_page(page_of(0), mech_publish_seed(0)) == PF_SHIM_DONE, 1);
+	for (size_t i = 0; i < 1024; i += 2)
+		pf_core_madvise(other + i * PF_PAGE_SIZE, PF_PAGE_SIZE, MADV_DODUMP);
+	expect(pf_core_munmap(page_of(5), PF_PAGE_SIZE) == 0, 2);
+	expect(pf_core_madvise(page_of(0), PF_PAGE_SIZE, MADV_DONTNEED) == 0, 3);
+	expect(mech_is_zero(page_of(0)), 4);
+}
+
+static void test_full_of_blocks(void **unused)
+{
+	fault = (Fault){0};
+	assert_int_equal(run(full_of_blocks), 0);
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(test_ioctls),
+		cmocka_unit_test(test_mappings),
+		cmocka_unit_test(test_mappings_that_were_taken_away),
+		cmocka_unit_test(test_broken_frame),
+		cmocka_unit_test(test_full_of_blocks),
+	};
+
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}
