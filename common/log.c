@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
  * A line is made in one buffer and written by one write(), so that lines of several threads do not
- * mix. Messages carry text that a guest or another peer chose, and a terminal obeys control
- * characters: whatever is no printable UTF-8 is written as \xNN, byte by byte. A message that does
- * not fit is cut.
+ * mix. Messages carry text that a guest or another peer chose: what is no UTF-8, or must not reach
+ * a terminal, is written as \xNN, byte by byte. A message that does not fit is cut.
  */
 #include "common/log.h"
+#include "common/text.h"
 
 #include <errno.h>
 #include <stdatomic.h>
@@ -48,46 +48,21 @@ void pf_log_init(const char *program)
 	to_journal = stderr_is_journal();
 }
 
-/* The code point of the valid UTF-8 sequence at text and its length, or 0 when there is none. */
-static size_t decode_utf8(const uint8_t *text, uint32_t *code_point)
-{
-	static const uint32_t smallest[] = {0, 0, 0x80, 0x800, 0x10000};
-	size_t length = text[0] < 0x80 ? 1 : text[0] >> 5 == 6 ? 2 : text[0] >> 4 == 14 ? 3 : 4;
-
-	if (length == 4 && text[0] >> 3 != 30)
-		return 0;
-	*code_point = length == 1 ? text[0] : text[0] & (0xff >> (length + 1));
-	for (size_t i = 1; i < length; i++) {
-		if (text[i] >> 6 != 2)
-			return 0;
-		*code_point = *code_point << 6 | (text[i] & 0x3f);
-	}
-	if (*code_point < smallest[length] || *code_point > 0x10ffff || *code_point >> 11 == 27)
-		return 0;
-	return length;
-}
-
-static bool is_control(uint32_t code_point)
-{
-	return code_point < 0x20 || (code_point >= 0x7f && code_point < 0xa0) ||
-	       code_point == 0x2028 || code_point == 0x2029;
-}
-
 /* line has room for four bytes for each of text's, which ends with a 0. Returns the length. */
-static size_t escape(char *line, const uint8_t *text)
+static size_t escape(char *line, const char *text)
 {
 	char *out = line;
 
 	while (*text) {
-		uint32_t code_point;
-		size_t length = decode_utf8(text, &code_point);
+		uint32_t character;
+		size_t length = pf_text_decode(text, &character);
 
-		if (length > 0 && !is_control(code_point)) {
+		if (length > 0 && !pf_text_is_harmful(character)) {
 			memcpy(out, text, length);
 			out += length;
 			text += length;
 		} else {
-			out += sprintf(out, "\\x%02x", *text++);
+			out += sprintf(out, "\\x%02x", (uint8_t)*text++);
 		}
 	}
 	return (size_t)(out - line);
@@ -131,7 +106,7 @@ void pf_log(PfLogLevel level, const char *format, ...)
 		message[0] = '\0';
 	va_end(arguments);
 	length = write_prefix(line, 255, level);
-	length += escape(line + length, (const uint8_t *)message);
+	length += escape(line + length, message);
 	line[length++] = '\n';
 	write_all(line, length);
 	errno = saved_errno;

@@ -9,7 +9,6 @@
 typedef enum PfLogLevel {
 	PF_LOG_ERROR = 3,
 	PF_LOG_WARNING = 4,
-	PF_LOG_NOTICE = 5,
 	PF_LOG_INFO = 6,
 	PF_LOG_DEBUG = 7,
 } PfLogLevel;
@@ -24,6 +23,5 @@ void pf_log(PfLogLevel level, const char *format, ...) __attribute__((format(pri
 
 #define pf_error(...)   pf_log(PF_LOG_ERROR, __VA_ARGS__)
 #define pf_warning(...) pf_log(PF_LOG_WARNING, __VA_ARGS__)
-#define pf_notice(...)  pf_log(PF_LOG_NOTICE, __VA_ARGS__)
 #define pf_info(...)    pf_log(PF_LOG_INFO, __VA_ARGS__)
 #define pf_debug(...)   pf_log(PF_LOG_DEBUG, __VA_ARGS__)

@@ -18,6 +18,12 @@ typedef struct PfGfn {
 	uint64_t v;
 } PfGfn;
 
+/* Consecutive pages of guest-physical memory. */
+typedef struct PfGuestRange {
+	PfGfn first;
+	uint64_t n_pages;
+} PfGuestRange;
+
 /* Host virtual address in the VM's QEMU, in bytes, page aligned. */
 typedef struct PfHva {
 	uint64_t v;
@@ -27,6 +33,12 @@ typedef struct PfHva {
 typedef struct PfFrame {
 	uint64_t v;
 } PfFrame;
+
+/* Pages of a file, counted from its start. */
+typedef struct PfFileRange {
+	uint64_t first_page;
+	uint64_t n_pages;
+} PfFileRange;
 
 /* SHA-256 of a page's 4096 bytes. */
 typedef struct PfDigest {

@@ -35,7 +35,7 @@ typedef struct Agent {
 	int64_t interval_ms, next_scan_ms, next_knock_ms;
 	bool rescan; /* asked for by SIGHUP, or the first */
 	bool stop;
-	int error; /* of serving the port during a scan */
+	int port_error, scan_error; /* 0 or what ends the agent, each with its own explanation */
 } Agent;
 
 static int64_t now_ms(void)
@@ -51,8 +51,7 @@ static int explain(int error)
 {
 	if (error == -EPERM)
 		pf_error("page frame numbers read as 0, or mapped files cannot be opened: run this "
-			 "as root "
-			 "(CAP_SYS_ADMIN and CAP_SYS_PTRACE in the initial namespaces)");
+			 "as root (CAP_SYS_ADMIN and CAP_SYS_PTRACE in the initial namespaces)");
 	else if (error == -ENOTSUP)
 		pf_error("this guest's pages are not 4 KiB: page fusion cannot work in it");
 	else
@@ -87,7 +86,7 @@ static void read_signals(Agent *agent)
 
 /* Waits at most timeout_ms (-1: no limit) for the port and for signals, and serves them. 0 or a
  * fatal -errno. */
-static int serve(Agent *agent, int timeout_ms)
+static int serve_once(Agent *agent, int timeout_ms)
 {
 	struct pollfd polls[2] = {{.fd = agent->signals, .events = POLLIN}};
 	bool connected = agent->channel.connected;
@@ -106,16 +105,25 @@ static int serve(Agent *agent, int timeout_ms)
 	return r;
 }
 
+static void serve(Agent *agent, int timeout_ms)
+{
+	agent->port_error = serve_once(agent, timeout_ms);
+}
+
+static bool ended(const Agent *agent)
+{
+	return agent->stop || agent->port_error < 0 || agent->scan_error < 0;
+}
+
 static int pause_scan(void *userdata)
 {
 	Agent *agent = userdata;
 
-	if (agent->error == 0)
-		agent->error = serve(agent, 0);
-	return agent->error < 0 || agent->stop;
+	serve(agent, 0);
+	return ended(agent);
 }
 
-static int scan(Agent *agent)
+static void scan(Agent *agent)
 {
 	PfScanStats stats;
 	int r;
@@ -128,7 +136,8 @@ static int scan(Agent *agent)
 	if (r == 0)
 		pf_debug("scan: %" PRIu64 " files, %" PRIu64 " pages hashed, %" PRIu64 " ms",
 			stats.n_files, stats.n_hashed, stats.duration_ms);
-	return r == -ECANCELED ? agent->error : r;
+	/* -ECANCELED is pause_scan()'s, which had a reason of its own. */
+	agent->scan_error = r == -ECANCELED ? 0 : r;
 }
 
 static bool scan_due(const Agent *agent)
@@ -156,18 +165,18 @@ static int idle_ms(const Agent *agent)
 	return left < 0 ? 0 : (int)(left < INT32_MAX ? left : INT32_MAX);
 }
 
-static int loop(Agent *agent)
+static void loop(Agent *agent)
 {
-	int r = 0;
-
 	agent->rescan = true;
 	pf_conversation_knock(agent->conversation, false);
 	agent->next_knock_ms = now_ms() + FIRST_KNOCK_MS;
-	while (r == 0 && !agent->stop) {
+	while (!ended(agent)) {
 		knock_when_due(agent);
-		r = scan_due(agent) ? scan(agent) : serve(agent, idle_ms(agent));
+		if (scan_due(agent))
+			scan(agent);
+		else
+			serve(agent, idle_ms(agent));
 	}
-	return r;
 }
 
 static int block_signals(void)
@@ -199,8 +208,8 @@ static int agent_init(Agent *agent)
 {
 	int r;
 
+	*agent = (Agent){.channel.fd = -1};
 	pf_state_init(&agent->state);
-	agent->channel.fd = -1;
 	agent->signals = block_signals();
 	if (agent->signals < 0)
 		return agent->signals;
@@ -225,12 +234,12 @@ int pf_agent_run(const PfAgentOptions *options)
 	pf_channel_init(&agent.channel, port, agent.conversation);
 	if (r == 0) {
 		agent.interval_ms = (int64_t)options->interval_s * 1000;
-		r = loop(&agent);
+		loop(&agent);
 	}
-	if (r == -ENODEV || r == -EIO || r == -EBADF)
-		status = explain_port(options->port, r);
-	else if (r < 0)
-		status = explain(r);
+	if (agent.port_error < 0)
+		status = explain_port(options->port, agent.port_error);
+	else if (r < 0 || agent.scan_error < 0)
+		status = explain(r < 0 ? r : agent.scan_error);
 	agent_deinit(&agent);
 	return status;
 }

@@ -44,7 +44,7 @@ static bool sound_header(int fd)
 	       sound_counts(header.e64.e_phnum, header.e64.e_shoff, header.e64.e_shnum);
 }
 
-static size_t find_in_notes(Elf_Data *notes, uint8_t id[PF_ELF_ID_MAX])
+static size_t find_in_notes(Elf_Data *notes, uint8_t id[PF_SESSION_MAX_BUILD_ID])
 {
 	size_t offset = 0, name, desc, next;
 	GElf_Nhdr note;
@@ -54,7 +54,7 @@ static size_t find_in_notes(Elf_Data *notes, uint8_t id[PF_ELF_ID_MAX])
 
 		if (note.n_type == NT_GNU_BUILD_ID && note.n_namesz == sizeof(ELF_NOTE_GNU) &&
 			memcmp(bytes + name, ELF_NOTE_GNU, sizeof(ELF_NOTE_GNU)) == 0) {
-			if (note.n_descsz > PF_ELF_ID_MAX)
+			if (note.n_descsz > PF_SESSION_MAX_BUILD_ID)
 				return 0;
 			memcpy(id, bytes + desc, note.n_descsz);
 			return note.n_descsz;
@@ -64,7 +64,7 @@ static size_t find_in_notes(Elf_Data *notes, uint8_t id[PF_ELF_ID_MAX])
 	return 0;
 }
 
-static size_t find_in_segments(Elf *elf, uint8_t id[PF_ELF_ID_MAX])
+static size_t find_in_segments(Elf *elf, uint8_t id[PF_SESSION_MAX_BUILD_ID])
 {
 	size_t n_headers, size = 0;
 	GElf_Phdr header;
@@ -87,7 +87,7 @@ static size_t find_in_segments(Elf *elf, uint8_t id[PF_ELF_ID_MAX])
 	return size;
 }
 
-size_t pf_elf_id_read(int fd, uint8_t id[PF_ELF_ID_MAX])
+size_t pf_elf_id_read(int fd, uint8_t id[PF_SESSION_MAX_BUILD_ID])
 {
 	size_t size = 0;
 	Elf *elf;

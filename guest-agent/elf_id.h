@@ -1,13 +1,12 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 #pragma once
+#include "proto/limits.h"
 #include <stddef.h>
 #include <stdint.h>
-
-#define PF_ELF_ID_MAX 64 /* bytes; a longer build-id counts as none */
 
 /*
  * The GNU build-id of the file behind fd (open for reading, not consumed, its position does not
  * matter), in id; gives its length in bytes, 0 where there is none: no ELF file, one of another
- * byte order, one that is not whole.
+ * byte order, one that is not whole, or one with a build-id longer than PF_SESSION_MAX_BUILD_ID.
  */
-size_t pf_elf_id_read(int fd, uint8_t id[PF_ELF_ID_MAX]);
+size_t pf_elf_id_read(int fd, uint8_t id[PF_SESSION_MAX_BUILD_ID]);

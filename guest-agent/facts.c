@@ -14,17 +14,17 @@
 
 static void add_range(PfRam *ram, uint64_t first, uint64_t end)
 {
-	PfRamRange *last = ram->n > 0 ? &ram->ranges[ram->n - 1] : NULL;
+	PfGuestRange *last = ram->n > 0 ? &ram->ranges[ram->n - 1] : NULL;
 
 	if (first >= end || (last && first < last->first.v + last->n_pages))
 		return;
 	if (last && first == last->first.v + last->n_pages) {
 		last->n_pages += end - first;
-	} else if (ram->n < PF_RAM_MAX_RANGES) {
-		ram->ranges[ram->n++] = (PfRamRange){{first}, end - first};
+	} else if (ram->n < PF_SESSION_MAX_RAM_RANGES) {
+		ram->ranges[ram->n++] = (PfGuestRange){{first}, end - first};
 	} else {
 		pf_warning("more than %d ranges of RAM: pages above are not reported",
-			PF_RAM_MAX_RANGES);
+			PF_SESSION_MAX_RAM_RANGES);
 	}
 }
 

@@ -2,19 +2,13 @@
 #pragma once
 /* What the agent says of its guest. */
 #include "common/page.h"
+#include "proto/limits.h"
 #include <stddef.h>
 #include <stdio.h>
 
-#define PF_RAM_MAX_RANGES 64 /* the host refuses more */
-
-typedef struct PfRamRange {
-	PfGfn first;
-	uint64_t n_pages;
-} PfRamRange;
-
 /* System RAM: ascending, disjoint, not adjacent, none empty. */
 typedef struct PfRam {
-	PfRamRange ranges[PF_RAM_MAX_RANGES];
+	PfGuestRange ranges[PF_SESSION_MAX_RAM_RANGES];
 	size_t n;
 } PfRam;
 

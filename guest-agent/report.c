@@ -99,7 +99,8 @@ int pf_report_hello(PfReport *report, uint64_t session_id, const PfFacts *facts,
 {
 	Pagefusion__AgentMessage message = PAGEFUSION__AGENT_MESSAGE__INIT;
 	Pagefusion__AgentHello hello = PAGEFUSION__AGENT_HELLO__INIT;
-	Pagefusion__RamRange ranges[PF_RAM_MAX_RANGES], *pointers[PF_RAM_MAX_RANGES];
+	Pagefusion__RamRange ranges[PF_SESSION_MAX_RAM_RANGES],
+		*pointers[PF_SESSION_MAX_RAM_RANGES];
 
 	for (size_t i = 0; i < facts->ram.n; i++) {
 		pagefusion__ram_range__init(&ranges[i]);
@@ -107,7 +108,7 @@ int pf_report_hello(PfReport *report, uint64_t session_id, const PfFacts *facts,
 		ranges[i].n_pages = facts->ram.ranges[i].n_pages;
 		pointers[i] = &ranges[i];
 	}
-	hello.protocol = PF_REPORT_PROTOCOL;
+	hello.protocol = PF_SESSION_PROTOCOL;
 	hello.boot_id.data = (uint8_t *)facts->boot_id;
 	hello.boot_id.len = sizeof(facts->boot_id);
 	hello.agent_version = (char *)PF_VERSION;

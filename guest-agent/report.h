@@ -4,7 +4,6 @@
 #include "guest-agent/facts.h"
 #include "guest-agent/state.h"
 
-#define PF_REPORT_PROTOCOL  1u
 #define PF_REPORT_MAX_FRAME (128u * 1024u) /* bytes, header included */
 
 typedef struct PfReport PfReport;

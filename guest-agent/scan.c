@@ -162,7 +162,7 @@ static int see_file(PfScanner *scanner, int fd, const PfMapsEntry *entry, PfFile
 	int r;
 
 	if (fstat(fd, &st) < 0 || st.st_size <= 0 ||
-		(uint64_t)st.st_size > PF_STATE_MAX_FILE_PAGES * PF_PAGE_SIZE) {
+		(uint64_t)st.st_size > PF_SESSION_MAX_MODULE_PAGES * PF_PAGE_SIZE) {
 		close(fd);
 		return 0;
 	}
@@ -237,8 +237,8 @@ static int remember(PfScanner *scanner, const Met *key)
 #pragma GCC diagnostic pop
 #endif
 
-/* The file of an entry, opened when it is met first in this scan; NULL when it is not one for us.
- */
+/* The file of an entry, opened when it is met first in this scan; NULL when it is not one for
+ * us. */
 static int meet(PfScanner *scanner, pid_t pid, const PfMapsEntry *entry, PfFile **file)
 {
 	Met key = {entry->major, entry->minor, entry->inode, hash_path(entry->path), NULL};

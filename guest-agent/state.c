@@ -16,7 +16,7 @@
  * the host drops pages that were written.
  */
 #include "guest-agent/state.h"
-#include "guest-agent/text.h"
+#include "common/text.h"
 #include <assert.h>
 #include <errno.h>
 #include <search.h>
@@ -299,10 +299,10 @@ void pf_state_forget_told(PfState *state)
 
 bool pf_state_take_id(PfState *state, uint32_t *id)
 {
-	for (uint32_t tried = 0; tried < PF_STATE_MAX_MODULES; tried++) {
+	for (uint32_t tried = 0; tried < PF_SESSION_MAX_MODULES; tried++) {
 		uint32_t candidate = state->next_id;
 
-		state->next_id = (candidate + 1) % PF_STATE_MAX_MODULES;
+		state->next_id = (candidate + 1) % PF_SESSION_MAX_MODULES;
 		if (!(state->ids[candidate / 8] & 1u << candidate % 8)) {
 			state->ids[candidate / 8] |= (uint8_t)(1u << candidate % 8);
 			*id = candidate;
@@ -314,6 +314,6 @@ bool pf_state_take_id(PfState *state, uint32_t *id)
 
 void pf_state_release_id(PfState *state, uint32_t id)
 {
-	assert(id < PF_STATE_MAX_MODULES);
+	assert(id < PF_SESSION_MAX_MODULES);
 	state->ids[id / 8] &= (uint8_t) ~(1u << id % 8);
 }

@@ -4,13 +4,10 @@
 #include "common/page.h"
 #include "guest-agent/elf_id.h"
 #include "guest-agent/ranges.h"
+#include "proto/limits.h"
 #include <stddef.h>
 #include <sys/stat.h>
 
-#define PF_STATE_MAX_MODULES 65536 /* module ids are below; the host refuses others */
-#define PF_STATE_MAX_FILE_PAGES                                                                    \
-	(1ull << 28)                  /* larger files are left alone; the host refuses them */
-#define PF_STATE_MAX_NAME       255   /* bytes */
 #define PF_STATE_MAX_IDLE_PAGES 65536 /* digests kept for pages that are not resident */
 
 /* No page: frame 0 holds no page of a file. */
@@ -41,8 +38,8 @@ typedef struct PfFile {
 	dev_t device;
 	ino_t inode;
 	PfFileStamp stamp;
-	char name[PF_STATE_MAX_NAME + 1]; /* valid UTF-8, no control characters */
-	uint8_t build_id[PF_ELF_ID_MAX];
+	char name[PF_SESSION_MAX_NAME + 1]; /* as pf_text_clean() leaves it */
+	uint8_t build_id[PF_SESSION_MAX_BUILD_ID];
 	size_t build_id_size; /* 0: none */
 	uint64_t n_pages;     /* its length, rounded up */
 
@@ -62,11 +59,11 @@ typedef struct PfFile {
 typedef struct PfState {
 	PfFile **files; /* owned */
 	size_t n, capacity;
-	void *by_inode;                        /* tsearch tree over the same files */
-	uint64_t scan;                         /* number of the current scan, or of the last */
-	bool scanned;                          /* a scan is complete and the host was not told so */
-	bool complete;                         /* at least one scan was completed */
-	uint8_t ids[PF_STATE_MAX_MODULES / 8]; /* module ids in use */
+	void *by_inode; /* tsearch tree over the same files */
+	uint64_t scan;  /* number of the current scan, or of the last */
+	bool scanned;   /* a scan is complete and the host was not told so */
+	bool complete;  /* at least one scan was completed */
+	uint8_t ids[PF_SESSION_MAX_MODULES / 8]; /* module ids in use */
 	uint32_t next_id;
 } PfState;
 

@@ -3,7 +3,8 @@
  * The service's end of the broker's socket. It must never block, because the broker may: the broker
  * sends with a blocking socket and waits in libvirt's calls. So requests that find the socket full
  * wait in a queue here until it has room. An answer finds its GTask by the request's id; when the
- * broker ends, every task that is still awaited gets G_IO_ERROR_CLOSED.
+ * broker ends or is freed, every task that is still awaited gets G_IO_ERROR_CLOSED. A task calls
+ * back from the main context, so after pf_broker_free() has returned.
  *
  * A request that the broker would refuse is refused here already: a wrong one ends the broker, and
  * the service with it. Callbacks may free the broker, so whoever calls them holds a reference.
@@ -245,14 +246,9 @@ void pf_broker_open_userfaultfd(PfBroker *broker, GAsyncReadyCallback callback, 
 	submit(broker, new_task(callback, userdata, pf_broker_open_userfaultfd), &request);
 }
 
-static int finish_fd(GAsyncResult *result, GError **error)
+int pf_broker_open_userfaultfd_finish(GAsyncResult *result, GError **error)
 {
 	return (int)g_task_propagate_int(G_TASK(result), error);
-}
-
-int pf_broker_open_userfaultfd_finish(PfBroker *broker, GAsyncResult *result, GError **error)
-{
-	return finish_fd(result, error);
 }
 
 void pf_broker_open_channel(
@@ -264,9 +260,9 @@ void pf_broker_open_channel(
 	submit(broker, new_task(callback, userdata, pf_broker_open_channel), &request);
 }
 
-int pf_broker_open_channel_finish(PfBroker *broker, GAsyncResult *result, GError **error)
+int pf_broker_open_channel_finish(GAsyncResult *result, GError **error)
 {
-	return finish_fd(result, error);
+	return (int)g_task_propagate_int(G_TASK(result), error);
 }
 
 void pf_broker_translate(PfBroker *broker, const char *uuid, const PfGuestRange *ranges,
@@ -286,7 +282,7 @@ void pf_broker_translate(PfBroker *broker, const char *uuid, const PfGuestRange 
 }
 
 gboolean pf_broker_translate_finish(
-	PfBroker *broker, GAsyncResult *result, PfHva **hvas, size_t *n_ranges, GError **error)
+	GAsyncResult *result, PfHva **hvas, size_t *n_ranges, GError **error)
 {
 	PfHva *found = g_task_propagate_pointer(G_TASK(result), error);
 
@@ -309,7 +305,7 @@ void pf_broker_set_enabled(PfBroker *broker, const char *vm, gboolean enabled,
 	submit(broker, task, &request);
 }
 
-gboolean pf_broker_set_enabled_finish(PfBroker *broker, GAsyncResult *result, GError **error)
+gboolean pf_broker_set_enabled_finish(GAsyncResult *result, GError **error)
 {
 	return g_task_propagate_boolean(G_TASK(result), error);
 }

@@ -47,7 +47,9 @@ typedef struct PfBrokerEvents {
  * broker. Events and answers are dispatched by the thread-default main context.
  */
 PfBroker *pf_broker_new(int fd, const PfBrokerEvents *events, void *userdata);
-void pf_broker_free(PfBroker *broker); /* answers that are still awaited get G_IO_ERROR_CLOSED */
+/* No event comes any more. Callbacks that still wait for an answer are called later, by the main
+ * context, with G_IO_ERROR_CLOSED: what they need must not be freed with the broker. */
+void pf_broker_free(PfBroker *broker);
 
 typedef struct PfBrokerConfig {
 	const char *uri;       /* of libvirt: qemu:///system */
@@ -65,13 +67,13 @@ int pf_broker_serve(int fd, const PfBrokerConfig *config);
 
 /* A descriptor of /dev/userfaultfd, opened read-write. The caller owns it; -1 with error set. */
 void pf_broker_open_userfaultfd(PfBroker *broker, GAsyncReadyCallback callback, void *userdata);
-int pf_broker_open_userfaultfd_finish(PfBroker *broker, GAsyncResult *result, GError **error);
+int pf_broker_open_userfaultfd_finish(GAsyncResult *result, GError **error);
 
 /* A stream connected to the domain's guest channel (nonblocking, close-on-exec). The caller owns
  * it. */
 void pf_broker_open_channel(
 	PfBroker *broker, const char *uuid, GAsyncReadyCallback callback, void *userdata);
-int pf_broker_open_channel_finish(PfBroker *broker, GAsyncResult *result, GError **error);
+int pf_broker_open_channel_finish(GAsyncResult *result, GError **error);
 
 /*
  * Where guest-physical memory lies in QEMU: the host virtual address of each range (at most
@@ -82,7 +84,7 @@ void pf_broker_translate(PfBroker *broker, const char *uuid, const PfGuestRange 
 	size_t n_ranges, GAsyncReadyCallback callback, void *userdata);
 /* n_ranges addresses in *hvas (g_free), or FALSE with error set. */
 gboolean pf_broker_translate_finish(
-	PfBroker *broker, GAsyncResult *result, PfHva **hvas, size_t *n_ranges, GError **error);
+	GAsyncResult *result, PfHva **hvas, size_t *n_ranges, GError **error);
 
 /*
  * Turns the flag of a shut-off domain on or off in its persistent definition. vm is a name or a
@@ -91,4 +93,4 @@ gboolean pf_broker_translate_finish(
  */
 void pf_broker_set_enabled(PfBroker *broker, const char *vm, gboolean enabled,
 	GAsyncReadyCallback callback, void *userdata);
-gboolean pf_broker_set_enabled_finish(PfBroker *broker, GAsyncResult *result, GError **error);
+gboolean pf_broker_set_enabled_finish(GAsyncResult *result, GError **error);

@@ -8,7 +8,7 @@
  *
  * A domain that runs but whose pid file is not there yet, or that vanished while it was read, is
  * looked at again a few times. After libvirt was away, both the known domains and the listed ones
- * are stale.
+ * are stale; when all of them have been read once, the service hears that libvirt is there.
  */
 #include "host-service/broker_domains.h"
 #include "common/log.h"
@@ -29,6 +29,7 @@ struct PfBrokerDomains {
 	GHashTable *known;        /* uuid to PfDomain, owned: as last emitted */
 	GHashTable *stale;        /* uuid to number of tries so far */
 	int timer;
+	bool announce;     /* the first pass over a new connection's domains is still to come */
 	GArray *callbacks; /* of int: registered with the connection */
 };
 
@@ -216,6 +217,16 @@ const PfDomain *pf_broker_domains_find(const PfBrokerDomains *domains, const cha
 	return g_hash_table_lookup(domains->known, uuid);
 }
 
+/* Who asks for a VM once libvirt is there gets it: so the domains are said first. */
+static void announce_connection(PfBrokerDomains *domains)
+{
+	PfBrokerMessage event = {.type = PF_BROKER_CONNECTED};
+
+	if (domains->announce)
+		domains->emit(domains->userdata, &event);
+	domains->announce = false;
+}
+
 static void on_timer(int timer, void *opaque)
 {
 	PfBrokerDomains *domains = opaque;
@@ -232,6 +243,7 @@ static void on_timer(int timer, void *opaque)
 		if (refresh(domains, uuid) && next <= MAX_RETRIES)
 			g_hash_table_insert(domains->stale, g_strdup(uuid), GUINT_TO_POINTER(next));
 	}
+	announce_connection(domains);
 	if (g_hash_table_size(domains->stale) > 0)
 		virEventUpdateTimeout(timer, RETRY_MS);
 }
@@ -305,14 +317,14 @@ gboolean pf_broker_domains_attach(PfBrokerDomains *domains, virConnectPtr connec
 	domains->connection = connection;
 	if (!watch(domains, VIR_DOMAIN_EVENT_ID_LIFECYCLE,
 		    VIR_DOMAIN_EVENT_CALLBACK(on_lifecycle)) ||
-		!mark_all(domains)) {
-		pf_broker_domains_detach(domains);
+		!mark_all(domains))
 		return FALSE;
-	}
 	/* A driver without these loses only the news of hot-plug until the next event. */
 	watch(domains, VIR_DOMAIN_EVENT_ID_DEVICE_ADDED, VIR_DOMAIN_EVENT_CALLBACK(on_device));
 	watch(domains, VIR_DOMAIN_EVENT_ID_DEVICE_REMOVED, VIR_DOMAIN_EVENT_CALLBACK(on_device));
 	watch(domains, VIR_DOMAIN_EVENT_ID_METADATA_CHANGE, VIR_DOMAIN_EVENT_CALLBACK(on_metadata));
+	domains->announce = true;
+	virEventUpdateTimeout(domains->timer, 0);
 	return TRUE;
 }
 
@@ -326,6 +338,7 @@ void pf_broker_domains_detach(PfBrokerDomains *domains)
 	g_array_set_size(domains->callbacks, 0);
 	virConnectClose(domains->connection);
 	domains->connection = NULL;
+	domains->announce = false;
 }
 
 PfBrokerDomains *pf_broker_domains_new(

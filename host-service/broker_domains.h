@@ -12,8 +12,11 @@ PfBrokerDomains *pf_broker_domains_new(
 	void (*emit)(void *userdata, PfBrokerMessage *event), void *userdata);
 void pf_broker_domains_free(PfBrokerDomains *domains);
 
-/* Watches this connection's domains (a reference is taken) and reads all of them anew. FALSE:
- * libvirt refused. */
+/*
+ * Watches this connection's domains (a reference is taken) and reads all of them anew, soon and not
+ * in this call; behind their events comes PF_BROKER_CONNECTED. FALSE: libvirt refused, its last
+ * error says why; what was begun is undone by pf_broker_domains_detach().
+ */
 gboolean pf_broker_domains_attach(PfBrokerDomains *domains, virConnectPtr connection);
 /* Lets go of the connection; the table stays for comparison with the next one. */
 void pf_broker_domains_detach(PfBrokerDomains *domains);

@@ -45,8 +45,8 @@ static bool ranges_are_valid(const PfBrokerRequest *request)
 	for (size_t i = 0; i < request->n_ranges; i++) {
 		const PfGuestRange *range = &request->ranges[i];
 
-		if (range->n_pages == 0 || range->n_pages > PF_BROKER_MAX_GFN ||
-			range->first.v > PF_BROKER_MAX_GFN - range->n_pages)
+		if (range->n_pages == 0 || range->n_pages > PF_GFN_END ||
+			range->first.v > PF_GFN_END - range->n_pages)
 			return false;
 	}
 	return true;

@@ -10,10 +10,9 @@
 #include <assert.h>
 #include <stdbool.h>
 
-#define PF_BROKER_MAGIC     0x31424650u  /* "PFB1" */
-#define PF_BROKER_MAX_GFN   (1ull << 40) /* 52 bits of guest-physical address */
-#define PF_BROKER_MAX_VM    256          /* bytes of a name or UUID, with the final 0 */
-#define PF_BROKER_MAX_TEXT  512          /* bytes of a message, with the final 0 */
+#define PF_BROKER_MAGIC     0x31424650u /* "PFB1" */
+#define PF_BROKER_MAX_VM    256         /* bytes of a name or UUID, with the final 0 */
+#define PF_BROKER_MAX_TEXT  512         /* bytes of a message, with the final 0 */
 #define PF_BROKER_MAX_QUEUE 4096 /* requests that wait in the service for room in the socket */
 
 typedef enum PfBrokerRequestType {
@@ -33,13 +32,13 @@ typedef struct PfBrokerRequest {
 	char vm[PF_BROKER_MAX_VM];
 	PfGuestRange ranges[PF_SESSION_MAX_RAM_RANGES];
 } PfBrokerRequest;
-static_assert(sizeof(PfBrokerRequest) == 24 + 256 + 64 * 16, "wire");
+static_assert(sizeof(PfBrokerRequest) == 24 + 256 + 64 * 16, "no holes");
 
 typedef enum PfBrokerMessageType {
 	PF_BROKER_ANSWER = 64,       /* id, error and text; or hvas, or a descriptor */
 	PF_BROKER_DOMAIN = 65,       /* domain: changed or new */
 	PF_BROKER_GONE = 66,         /* domain.uuid alone */
-	PF_BROKER_CONNECTED = 67,    /* libvirt came */
+	PF_BROKER_CONNECTED = 67,    /* libvirt came, and what domains it has was said */
 	PF_BROKER_LIBVIRT_AWAY = 68, /* text: the reason */
 } PfBrokerMessageType;
 

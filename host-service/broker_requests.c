@@ -25,8 +25,7 @@ int pf_broker_serve_userfaultfd(GError **error)
 	if (code == ENOENT)
 		g_set_error_literal(error, G_IO_ERROR, G_IO_ERROR_NOT_SUPPORTED,
 			"this kernel has no /dev/userfaultfd: page fusion needs Linux 6.8 or newer "
-			"with "
-			"CONFIG_USERFAULTFD (on Debian 12: linux-image-amd64 from "
+			"with CONFIG_USERFAULTFD (on Debian 12: linux-image-amd64 from "
 			"bookworm-backports)");
 	else
 		g_set_error(error, G_IO_ERROR, g_io_error_from_errno(code),
@@ -66,8 +65,8 @@ int pf_broker_serve_channel(const PfBrokerDomains *domains, const char *uuid, GE
 	return pf_qemu_connect(domain->channel, domain->pid, error);
 }
 
-/* Sets error to what libvirt said last, with its line ends made spaces; what is a sentence's start.
- */
+/* Sets error to what libvirt said last, with its line ends made spaces; what is a sentence's
+ * start. */
 static void set_libvirt_error(GError **error, GIOErrorEnum code, const char *what, const char *name)
 {
 	g_autofree char *reason = g_strdup(virGetLastErrorMessage());
@@ -171,8 +170,7 @@ static gboolean may_change(virDomainPtr handle, GError **error)
 	if (virDomainIsPersistent(handle) == 0) {
 		g_set_error(error, G_IO_ERROR, G_IO_ERROR_NOT_SUPPORTED,
 			"VM %s is transient: page fusion is turned on in a persistent definition, "
-			"make "
-			"one with virsh define",
+			"make one with virsh define",
 			name);
 		return FALSE;
 	}
@@ -183,16 +181,14 @@ static gboolean may_change(virDomainPtr handle, GError **error)
 	if (state != VIR_DOMAIN_SHUTOFF) {
 		g_set_error(error, G_IO_ERROR, G_IO_ERROR_BUSY,
 			"VM %s is %s: page fusion can only be turned on or off while it is shut "
-			"off; "
-			"shut it down first (virsh shutdown %s)",
+			"off; shut it down first (virsh shutdown %s)",
 			name, pf_broker_domains_state_name(state), name);
 		return FALSE;
 	}
 	if (virDomainHasManagedSaveImage(handle, 0) == 1) {
 		g_set_error(error, G_IO_ERROR, G_IO_ERROR_BUSY,
 			"VM %s has a saved state: page fusion can only be turned on or off while "
-			"it is "
-			"shut off; start it and shut it down first, or drop the state (virsh "
+			"it is shut off; start it and shut it down first, or drop the state (virsh "
 			"managedsave-remove %s)",
 			name, name);
 		return FALSE;

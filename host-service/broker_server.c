@@ -93,22 +93,24 @@ static void disconnect(Server *server)
 	server->lost = false;
 }
 
+/* FALSE: the service was told why not. */
 static bool connect_libvirt(Server *server)
 {
-	PfBrokerMessage event = {.type = PF_BROKER_CONNECTED};
-
 	server->connection = virConnectOpen(server->config->uri);
-	if (!server->connection)
+	if (!server->connection) {
+		tell_no_answer(server);
 		return false;
+	}
 	/* The test driver has neither of these, and needs none: it lives in this process. */
 	virConnectRegisterCloseCallback(server->connection, on_close, server, NULL);
 	virConnectSetKeepAlive(server->connection, KEEPALIVE_SECONDS, KEEPALIVE_UNANSWERED);
 	if (!pf_broker_domains_attach(server->domains, server->connection)) {
+		/* First, as closing a connection makes libvirt forget its last error. */
+		tell_no_answer(server);
 		disconnect(server);
 		return false;
 	}
 	server->reason[0] = 0;
-	emit(server, &event);
 	return true;
 }
 
@@ -119,8 +121,8 @@ static void on_connect_timer(int timer, void *opaque)
 	if (server->lost) {
 		disconnect(server);
 		tell_away(server, "the connection to libvirt was lost: it comes back when libvirtd "
-				  "or virtqemud "
-				  "runs again, else start it ('systemctl start libvirtd')");
+				  "or virtqemud runs again, else start it ('systemctl start "
+				  "libvirtd')");
 		virEventUpdateTimeout(timer, RECONNECT_MS);
 		return;
 	}
@@ -128,7 +130,6 @@ static void on_connect_timer(int timer, void *opaque)
 		virEventUpdateTimeout(timer, -1);
 		return;
 	}
-	tell_no_answer(server);
 	virEventUpdateTimeout(timer, RECONNECT_MS);
 }
 

@@ -11,12 +11,10 @@
  * is the caller (on a bus; the bus policy keeps others away as well, this holds where a policy file
  * is missing or too generous), then the broker edits the definition. The first step ends with the
  * front, by its cancellable; the second needs nothing of the front any more.
- *
- * The bus refuses text that is not UTF-8, so what comes from elsewhere goes through text().
  */
 #include "host-service/dbus.h"
 #include "host-service/dbus_names.h"
-#include "host-service/metrics.h"
+#include "host-service/dbus_values.h"
 #include "host-service/org.pagefusion1.h"
 #include "pagefusion-version.h"
 #include <assert.h>
@@ -42,21 +40,6 @@ static const GDBusErrorEntry error_entries[] = {
 };
 static_assert(G_N_ELEMENTS(error_entries) == PF_DBUS_N_ERRORS, "a name for each error");
 
-static const char *const refusal_names[] = {
-	[PF_SHIM_DONE] = "done", /* never counted */
-	[PF_SHIM_DIFFERENT] = "different",
-	[PF_SHIM_BUSY] = "busy",
-	[PF_SHIM_NOT_PRESENT] = "not-present",
-	[PF_SHIM_WRITTEN] = "written",
-	[PF_SHIM_NO_MAPS] = "no-maps",
-	[PF_SHIM_NOT_RAM] = "not-ram",
-	[PF_SHIM_NOT_PRIVATE] = "not-private",
-	[PF_SHIM_NO_FRAME] = "no-frame",
-	[PF_SHIM_STOPPED] = "stopped",
-	[PF_SHIM_FAILED] = "failed",
-};
-static_assert(G_N_ELEMENTS(refusal_names) == PF_SHIM_N_RESULTS, "a name for each result");
-
 struct PfDbusFront {
 	PfService *service;
 	void (*failed)(const char *message, void *userdata); /* NULL: said already, or none */
@@ -76,69 +59,6 @@ static GQuark dbus_error_quark(void)
 	g_dbus_error_register_error_domain(
 		"pf-dbus-error", &quark, error_entries, G_N_ELEMENTS(error_entries));
 	return (GQuark)quark;
-}
-
-static GVariant *text(const char *string)
-{
-	return g_variant_new_take_string(g_utf8_make_valid(string, -1));
-}
-
-static void put_text(GVariantDict *dict, const char *key, const char *string)
-{
-	g_variant_dict_insert_value(dict, key, text(string));
-}
-
-static void put_number(GVariantDict *dict, const char *key, uint64_t number)
-{
-	g_variant_dict_insert_value(dict, key, g_variant_new_uint64(number));
-}
-
-static void put_flag(GVariantDict *dict, const char *key, gboolean flag)
-{
-	g_variant_dict_insert_value(dict, key, g_variant_new_boolean(flag != FALSE));
-}
-
-static GVariant *refusals(const PfFusionVmStats *stats)
-{
-	GVariantBuilder builder;
-
-	g_variant_builder_init(&builder, G_VARIANT_TYPE("a{st}"));
-	for (unsigned i = PF_SHIM_DONE + 1; i < PF_SHIM_N_RESULTS; i++) {
-		if (stats->refused[i] > 0)
-			g_variant_builder_add(
-				&builder, "{st}", refusal_names[i], stats->refused[i]);
-	}
-	return g_variant_builder_end(&builder);
-}
-
-/* The dictionary of a VM; a floating reference. */
-static GVariant *describe_vm(const PfVmView *vm)
-{
-	const PfFusionVmStats *stats = &vm->stats;
-	GVariantDict dict;
-
-	g_variant_dict_init(&dict, NULL);
-	put_text(&dict, "uuid", vm->domain->uuid);
-	put_text(&dict, "name", vm->domain->name);
-	put_text(&dict, "group", vm->domain->group);
-	put_text(&dict, "state", vm->domain->state);
-	put_flag(&dict, "pagefusion", vm->domain->enabled);
-	put_flag(&dict, "active", vm->domain->active);
-	put_number(&dict, "memory-kib", vm->domain->memory_pages * (PF_PAGE_SIZE / 1024));
-	put_text(&dict, "reason", vm->reason);
-	put_text(&dict, "agent-version", vm->agent_version);
-	put_text(&dict, "kernel", vm->kernel);
-	put_flag(&dict, "shim-connected", vm->shim_connected);
-	put_number(&dict, "hinted", stats->hinted);
-	put_number(&dict, "fused", stats->fused);
-	put_number(&dict, "shared-kib", stats->shared * (PF_PAGE_SIZE / 1024));
-	put_number(&dict, "runs", stats->runs);
-	put_number(&dict, "revoked", stats->revoked);
-	put_number(&dict, "maps", vm->shim.maps);
-	put_number(&dict, "maps-budget", vm->shim.maps_budget);
-	put_number(&dict, "discarded", vm->shim.discarded_pages);
-	g_variant_dict_insert_value(&dict, "refused", refusals(stats));
-	return g_variant_dict_end(&dict);
 }
 
 /* A dictionary in which no key is known: FALSE with error set when it is not empty. */
@@ -214,7 +134,7 @@ static void add_vm(const PfVmView *vm, void *userdata)
 {
 	GVariantBuilder *builder = userdata;
 
-	g_variant_builder_add_value(builder, describe_vm(vm));
+	g_variant_builder_add_value(builder, pf_dbus_describe_vm(vm));
 }
 
 /* The methods that answer at once: the answer (floating), or NULL with error set. */
@@ -234,7 +154,7 @@ static void take_vm(const PfVmView *vm, void *userdata)
 {
 	GVariant **description = userdata;
 
-	*description = describe_vm(vm);
+	*description = pf_dbus_describe_vm(vm);
 }
 
 static GVariant *get_vm(PfDbusFront *front, GVariant *parameters, GError **error)
@@ -255,39 +175,22 @@ static GVariant *get_vm(PfDbusFront *front, GVariant *parameters, GError **error
 
 typedef struct Values {
 	const PfMetricQuery *query;
-	GVariantBuilder builder; /* of a(ssts) */
+	GVariantBuilder builder;
 } Values;
-
-static void add_value(Values *values, const char *object, PfMetricId id, uint64_t value)
-{
-	const PfMetric *metric = pf_metric_get(id);
-
-	g_variant_builder_add(
-		&values->builder, "(@ssts)", text(object), metric->name, value, metric->unit);
-}
 
 static void add_host_values(Values *values, PfService *service)
 {
 	PfHostView host;
-	uint64_t value;
 
 	pf_service_host_view(service, &host);
-	for (unsigned id = 0; id < PF_METRIC_FIRST_VM; id++) {
-		if ((values->query->selected & (1u << id)) &&
-			pf_metric_host_value(id, &host, &value))
-			add_value(values, "host", id, value);
-	}
+	pf_dbus_add_host_values(&values->builder, values->query, &host);
 }
 
 static void add_vm_values(const PfVmView *vm, void *userdata)
 {
 	Values *values = userdata;
-	uint64_t value;
 
-	for (unsigned id = PF_METRIC_FIRST_VM; id < PF_METRIC_N; id++) {
-		if ((values->query->selected & (1u << id)) && pf_metric_vm_value(id, vm, &value))
-			add_value(values, vm->domain->name, id, value);
-	}
+	pf_dbus_add_vm_values(&values->builder, values->query, vm);
 }
 
 static gboolean parse_query(
@@ -316,7 +219,7 @@ static GVariant *query_metrics(PfDbusFront *front, GVariant *parameters, GError 
 	if (!check_options(options, error) || !parse_query(&query, object, names, error) ||
 		!check_libvirt(front, error))
 		return NULL;
-	g_variant_builder_init(&values.builder, G_VARIANT_TYPE("a(ssts)"));
+	g_variant_builder_init(&values.builder, G_VARIANT_TYPE(PF_DBUS_VALUES));
 	if (query.object != PF_METRIC_OBJECT_VM)
 		add_host_values(&values, front->service);
 	if (query.object == PF_METRIC_OBJECT_ALL)
@@ -334,7 +237,6 @@ static GVariant *query_metrics(PfDbusFront *front, GVariant *parameters, GError 
 /* A ModifyVM on its way. */
 typedef struct Modify {
 	PfDbusFront *front; /* not to be touched after its cancellable was cancelled */
-	PfBroker *broker;
 	GDBusMethodInvocation *invocation; /* answering it takes this reference */
 	char *vm;
 	gboolean enabled;
@@ -370,7 +272,7 @@ static void modify_done(GObject *source, GAsyncResult *result, void *userdata)
 	Modify *modify = userdata;
 	g_autoptr(GError) error = NULL;
 
-	if (!pf_broker_set_enabled_finish(modify->broker, result, &error)) {
+	if (!pf_broker_set_enabled_finish(result, &error)) {
 		modify_failed(modify, PF_DBUS_ERROR, broker_error(error), error->message);
 		return;
 	}
@@ -380,8 +282,8 @@ static void modify_done(GObject *source, GAsyncResult *result, void *userdata)
 
 static void modify_start(Modify *modify)
 {
-	modify->broker = pf_service_broker(modify->front->service);
-	pf_broker_set_enabled(modify->broker, modify->vm, modify->enabled, modify_done, modify);
+	pf_broker_set_enabled(pf_service_broker(modify->front->service), modify->vm,
+		modify->enabled, modify_done, modify);
 }
 
 static void caller_known(GObject *source, GAsyncResult *result, void *userdata)
@@ -482,7 +384,7 @@ static GVariant *on_get_property(GDBusConnection *connection, const char *sender
 	connected = pf_service_libvirt_connected(front->service, &reason);
 	if (strcmp(property, "LibvirtConnected") == 0)
 		return g_variant_new_boolean(connected != FALSE);
-	return text(connected || !reason ? "" : reason);
+	return pf_dbus_text(connected || !reason ? "" : reason);
 }
 
 static const GDBusInterfaceVTable vtable = {

@@ -21,5 +21,6 @@ PfDbusFront *pf_dbus_front_new(
  * error set. */
 PfDbusFront *pf_dbus_front_new_on(PfService *service, GDBusConnection *connection, GError **error);
 
-/* Calls that are not answered yet are answered still, with an error or by the broker. */
+/* Calls that are not answered yet are answered still, with an error or by the broker, as long as
+ * the main context goes on turning. */
 void pf_dbus_front_free(PfDbusFront *front);

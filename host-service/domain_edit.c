@@ -2,9 +2,12 @@
 /*
  * Turning the flag on and off in a definition. Three things stand for it:
  *
- *   <metadata><pf:pagefusion/></metadata>                       the flag, and the trust group
- *   <channel type='unix'> with target org.pagefusion.agent.0    where the agent speaks; libvirt
- * chooses the path <qemu:env> LD_PRELOAD and PAGEFUSION_SOCKET                 the shim
+ *   <metadata><pf:pagefusion/></metadata>
+ *           the flag, and the trust group
+ *   <channel type='unix'> with target org.pagefusion.agent.0
+ *           where the agent speaks; libvirt chooses the path
+ *   <qemu:env> LD_PRELOAD and PAGEFUSION_SOCKET
+ *           the shim
  *
  * Everything else in the definition belongs to somebody else and stays: other metadata, other
  * arguments for QEMU, other files in LD_PRELOAD. Both verbs first look whether there is something
@@ -48,19 +51,13 @@ static void take_out_if_empty(xmlNode *node)
 		take_out(node);
 }
 
-static xmlNode *flag_of(const PfDomainXml *xml)
-{
-	return pf_domain_xml_child(
-		pf_domain_xml_child(xml->root, NULL, "metadata"), PF_DOMAIN_XMLNS, "pagefusion");
-}
-
 static gboolean add_flag(PfDomainXml *xml)
 {
 	xmlNode *metadata = pf_domain_xml_child(xml->root, NULL, "metadata");
 	xmlNode *name = pf_domain_xml_child(xml->root, NULL, "name");
 	xmlNode *node;
 
-	if (flag_of(xml))
+	if (pf_domain_xml_flag(xml))
 		return FALSE;
 	if (!metadata) {
 		metadata = xmlNewDocNode(xml->doc, NULL, BAD_CAST "metadata", NULL);
@@ -77,7 +74,7 @@ static gboolean add_flag(PfDomainXml *xml)
 static gboolean remove_flag(PfDomainXml *xml)
 {
 	xmlNode *metadata = pf_domain_xml_child(xml->root, NULL, "metadata");
-	xmlNode *node = flag_of(xml);
+	xmlNode *node = pf_domain_xml_flag(xml);
 
 	if (!node)
 		return FALSE;
@@ -86,26 +83,12 @@ static gboolean remove_flag(PfDomainXml *xml)
 	return TRUE;
 }
 
-static xmlNode *find_channel(const PfDomainXml *xml)
-{
-	xmlNode *devices = pf_domain_xml_child(xml->root, NULL, "devices");
-	xmlNode *channel = pf_domain_xml_child(devices, NULL, "channel");
-
-	for (; channel; channel = pf_domain_xml_next(channel, NULL, "channel")) {
-		xmlNode *target = pf_domain_xml_child(channel, NULL, "target");
-
-		if (target && has_attribute(target, "name", PF_DOMAIN_CHANNEL))
-			return channel;
-	}
-	return NULL;
-}
-
 static gboolean add_channel(PfDomainXml *xml)
 {
 	xmlNode *devices = pf_domain_xml_child(xml->root, NULL, "devices");
 	xmlNode *channel, *target;
 
-	if (find_channel(xml))
+	if (pf_domain_xml_channel_element(xml))
 		return FALSE;
 	if (!devices)
 		devices = xmlNewChild(xml->root, NULL, BAD_CAST "devices", NULL);
@@ -119,7 +102,7 @@ static gboolean add_channel(PfDomainXml *xml)
 
 static gboolean remove_channel(PfDomainXml *xml)
 {
-	xmlNode *channel = find_channel(xml);
+	xmlNode *channel = pf_domain_xml_channel_element(xml);
 
 	if (!channel)
 		return FALSE;

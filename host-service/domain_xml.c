@@ -71,6 +71,10 @@ static const struct {
 	{"/domain/devices/hostdev[@type='scsi_host']",
 		"<hostdev type='scsi_host'> (vhost-scsi) writes to guest memory from the kernel: "
 		"remove it"},
+	{"/domain/devices/channel[target/@name='" PF_DOMAIN_CHANNEL
+	 "' and not(@type='unix' and target/@type='virtio')]",
+		"<channel> " PF_DOMAIN_CHANNEL " is not of type unix with a virtio target: remove "
+		"it, page fusion adds its own"},
 	{"/domain/launchSecurity", "<launchSecurity>: remove it, the host cannot compare memory "
 				   "that it must not read"},
 	{"/domain/cputune/*[@scheduler='fifo' or @scheduler='rr']",
@@ -87,8 +91,7 @@ static const struct {
 	{"/domain/qemu:commandline/qemu:arg[contains(@value, 'mem-lock=on')]",
 		"<qemu:arg> locks the guest's memory: remove it, locked memory cannot be fused"},
 	{"/domain/qemu:commandline/qemu:arg[contains(@value, 'vfio-') or contains(@value, "
-	 "'vhost-user') or "
-	 "contains(@value, 'vhost-scsi') or contains(@value, 'vhost-vdpa')]",
+	 "'vhost-user') or contains(@value, 'vhost-scsi') or contains(@value, 'vhost-vdpa')]",
 		"<qemu:arg> adds a VFIO, vhost-user, vhost-scsi or vDPA device: remove it"},
 };
 
@@ -170,7 +173,7 @@ static char *attribute(const xmlNode *node, const char *name)
 	return copy;
 }
 
-static xmlNode *flag(const PfDomainXml *xml)
+xmlNode *pf_domain_xml_flag(const PfDomainXml *xml)
 {
 	xmlNode *metadata = pf_domain_xml_child(xml->root, NULL, "metadata");
 
@@ -179,12 +182,12 @@ static xmlNode *flag(const PfDomainXml *xml)
 
 gboolean pf_domain_xml_has_flag(const PfDomainXml *xml)
 {
-	return flag(xml) != NULL;
+	return pf_domain_xml_flag(xml) != NULL;
 }
 
 char *pf_domain_xml_group(const PfDomainXml *xml)
 {
-	g_autofree char *group = attribute(flag(xml), "group");
+	g_autofree char *group = attribute(pf_domain_xml_flag(xml), "group");
 
 	return g_strdup(group && *group ? group : PF_DOMAIN_GROUP);
 }
@@ -251,13 +254,29 @@ static char *find_value(const PfDomainXml *xml, xmlNode *from, const char *expre
 	return copy;
 }
 
+xmlNode *pf_domain_xml_channel_element(const PfDomainXml *xml)
+{
+	xmlNode *devices = pf_domain_xml_child(xml->root, NULL, "devices");
+	xmlNode *channel = pf_domain_xml_child(devices, NULL, "channel");
+
+	for (; channel; channel = pf_domain_xml_next(channel, NULL, "channel")) {
+		xmlNode *target = pf_domain_xml_child(channel, NULL, "target");
+		g_autofree char *name = attribute(target, "name");
+
+		if (g_strcmp0(name, PF_DOMAIN_CHANNEL) == 0)
+			return channel;
+	}
+	return NULL;
+}
+
 char *pf_domain_xml_channel(const PfDomainXml *xml)
 {
-	g_autofree char *path = find_value(xml, xml->root,
-		"/domain/devices/channel[@type='unix' and target/@name='" PF_DOMAIN_CHANNEL
-		"']/source/@path");
+	xmlNode *channel = pf_domain_xml_channel_element(xml);
+	xmlNode *source = pf_domain_xml_child(channel, NULL, "source");
+	g_autofree char *type = attribute(channel, "type");
+	g_autofree char *path = attribute(source, "path");
 
-	return path && *path ? g_steal_pointer(&path) : NULL;
+	return g_strcmp0(type, "unix") == 0 && path && *path ? g_steal_pointer(&path) : NULL;
 }
 
 gboolean pf_domain_xml_is_live(const PfDomainXml *xml)

@@ -10,7 +10,7 @@
 #define PF_DOMAIN_XMLNS      "https://pagefusion.org/xmlns/domain/1"
 #define PF_DOMAIN_QEMU_XMLNS "http://libvirt.org/schemas/domain/qemu/1.0"
 #define PF_DOMAIN_CHANNEL    "org.pagefusion.agent.0"
-#define PF_DOMAIN_SHIM       "libpagefusion-vmm.so" /* file name of the shim, in whatever directory */
+#define PF_DOMAIN_SHIM       "libpagefusion-vmm.so" /* file name, in whatever directory */
 #define PF_DOMAIN_SOCKET_ENV "PAGEFUSION_SOCKET"
 #define PF_DOMAIN_GROUP      "default"
 
@@ -28,7 +28,8 @@ G_DEFINE_AUTOPTR_CLEANUP_FUNC(PfDomainXml, pf_domain_xml_free)
 /* The whole definition as text (g_free). */
 char *pf_domain_xml_format(const PfDomainXml *xml);
 
-/* Whether the flag is in the metadata. */
+/* The flag, an element of the metadata, or NULL. */
+xmlNode *pf_domain_xml_flag(const PfDomainXml *xml);
 gboolean pf_domain_xml_has_flag(const PfDomainXml *xml);
 
 /* Whether QEMU is started with the shim and the service's socket in its environment. */
@@ -36,6 +37,9 @@ gboolean pf_domain_xml_has_shim(const PfDomainXml *xml);
 
 /* The trust group of the flag (g_free): PF_DOMAIN_GROUP when it names none, or there is no flag. */
 char *pf_domain_xml_group(const PfDomainXml *xml);
+
+/* The guest channel's element, known by its name alone, or NULL. */
+xmlNode *pf_domain_xml_channel_element(const PfDomainXml *xml);
 
 /* The path of the guest channel's unix socket (g_free), or NULL: no such channel, or no path in
  * this definition. */

@@ -130,7 +130,7 @@ static void forget_mappings(PfFusionVm *vm)
 		uint32_t page = g_array_index(pages, uint32_t, i);
 		PfPage *p = pf_page(vm->group, page);
 
-		if (p->state != PF_PAGE_FUSED)
+		if (p->state != PF_HINT_FUSED)
 			continue;
 		pf_entry_unmap(vm, page);
 		p->since = (uint64_t)vm->group->fusion->now_us;
@@ -158,11 +158,6 @@ void pf_fusion_remove_vm(PfFusionVm *vm)
 	if (--group->n_vms == 0)
 		group_free(group);
 	g_free(vm);
-}
-
-PfFusionGroup *pf_fusion_vm_group(const PfFusionVm *vm)
-{
-	return vm->group;
 }
 
 void *pf_fusion_vm_userdata(const PfFusionVm *vm)
@@ -194,45 +189,62 @@ static uint64_t module_identity(const PfFusionGroup *group, const PfModuleInfo *
 	return pf_hash_bytes(~group->seed, info->name, strlen(info->name));
 }
 
-static bool in_range(const PfPage *p, uint64_t first, uint64_t n_pages)
+static int compare_to_range(const void *key, const void *element)
 {
-	return p->file_page >= first && p->file_page - first < n_pages;
+	uint64_t page = *(const uint64_t *)key;
+	const PfFileRange *range = element;
+
+	if (page < range->first_page)
+		return -1;
+	return page - range->first_page >= range->n_pages;
 }
 
-/* The module's hinted pages in the range. Costs the shorter one of the range and the module's
- * hints. */
+static void append_hinted_range(
+	const PfFusionVm *vm, const PfModule *module, const PfFileRange *range, GArray *pages)
+{
+	for (uint64_t i = 0; i < range->n_pages && range->first_page + i < module->n_pages; i++) {
+		uint32_t page = pf_page_by_file(vm, module, (uint32_t)(range->first_page + i));
+
+		if (page != 0)
+			g_array_append_val(pages, page);
+	}
+}
+
+/*
+ * The module's hinted pages in the ranges, which are ascending and disjoint. Costs what is less: the pages of the
+ * ranges, or a search in the ranges for each of the module's hints.
+ */
 static GArray *hinted_pages(
-	const PfFusionVm *vm, const PfModule *module, uint64_t first, uint64_t n_pages)
+	const PfFusionVm *vm, const PfModule *module, const PfFileRange *ranges, size_t n_ranges)
 {
 	const PfIndex *index = &module->pages;
 	GArray *pages = g_array_new(FALSE, FALSE, sizeof(uint32_t));
+	uint64_t n_pages = 0;
 
-	if (n_pages < index->capacity) {
-		for (uint64_t i = 0; i < n_pages; i++) {
-			uint32_t page = pf_page_by_file(vm, module, (uint32_t)(first + i));
-
-			if (page != 0)
-				g_array_append_val(pages, page);
-		}
-		return pages;
-	}
-	for (uint32_t i = 0; i < index->capacity; i++) {
+	for (size_t i = 0; i < n_ranges; i++)
+		n_pages += MIN(ranges[i].n_pages, module->n_pages);
+	for (size_t i = 0; n_pages < index->capacity && i < n_ranges; i++)
+		append_hinted_range(vm, module, &ranges[i], pages);
+	for (uint32_t i = 0; n_pages >= index->capacity && i < index->capacity; i++) {
 		uint32_t page = index->slots[i];
+		uint64_t file_page = page != 0 ? pf_page(vm->group, page)->file_page : 0;
 
-		if (page != 0 && in_range(pf_page(vm->group, page), first, n_pages))
+		if (page != 0 &&
+			bsearch(&file_page, ranges, n_ranges, sizeof *ranges, compare_to_range))
 			g_array_append_val(pages, page);
 	}
 	return pages;
 }
 
-void pf_fusion_withdrawn(PfFusionVm *vm, uint32_t module_id, uint64_t file_page, uint64_t n_pages)
+void pf_fusion_withdrawn(
+	PfFusionVm *vm, uint32_t module_id, const PfFileRange *ranges, size_t n_ranges)
 {
 	const PfModule *module = pf_vm_module(vm, module_id);
 	g_autoptr(GArray) pages = NULL;
 
-	if (!module || file_page >= module->n_pages)
+	if (!module)
 		return;
-	pages = hinted_pages(vm, module, file_page, MIN(n_pages, module->n_pages - file_page));
+	pages = hinted_pages(vm, module, ranges, n_ranges);
 	for (guint i = 0; i < pages->len; i++)
 		pf_page_unhint(vm, g_array_index(pages, uint32_t, i));
 }
@@ -242,7 +254,7 @@ void pf_fusion_module(PfFusionVm *vm, uint32_t module_id, const PfModuleInfo *in
 	PfModule *module;
 
 	assert(module_id < PF_SESSION_MAX_MODULES);
-	pf_fusion_withdrawn(vm, module_id, 0, PF_SESSION_MAX_MODULE_PAGES);
+	pf_fusion_withdrawn(vm, module_id, &(PfFileRange){0, PF_SESSION_MAX_MODULE_PAGES}, 1);
 	if (module_id >= vm->modules->len)
 		g_array_set_size(vm->modules, module_id + 1);
 	module = &g_array_index(vm->modules, PfModule, module_id);
@@ -272,7 +284,7 @@ static void hint_page(PfFusionVm *vm, uint32_t module_id, uint32_t file_page, ui
 		p = pf_page(group, page);
 	}
 	pf_page_hint(vm, page, module_id, file_page, digest);
-	if (p->state == PF_PAGE_NONE)
+	if (p->state == PF_HINT_NONE)
 		pf_page_settle_new(vm, page);
 }
 
@@ -285,7 +297,7 @@ void pf_fusion_hints(PfFusionVm *vm, uint32_t module_id, uint64_t file_page, PfG
 	if (!module)
 		return;
 	for (uint32_t i = 0; i < n_pages; i++) {
-		if (file_page + i >= module->n_pages || (gfn.v + i) >> PF_FUSION_GFN_BITS)
+		if (file_page + i >= module->n_pages || (gfn.v + i) >> PF_GFN_BITS)
 			break;
 		hint_page(vm, module_id, (uint32_t)(file_page + i), gfn.v + i, &digests[i]);
 	}

@@ -31,26 +31,25 @@ typedef struct PfFusionVm PfFusionVm;       /* a VM in it */
 PfFusion *pf_fusion_new(void);
 void pf_fusion_free(PfFusion *fusion); /* no VM may be left */
 
-/* A VM joins the trust group of this name. userdata is for the caller, see pf_fusion_vm_userdata().
- */
+/* A VM joins the trust group of this name. userdata is for the caller, see
+ * pf_fusion_vm_userdata(). */
 PfFusionVm *pf_fusion_add_vm(PfFusion *fusion, const char *group, void *userdata);
 
 /*
  * The VM is gone, with its mappings. What waited for its answers goes on with others. When the last
- * VM of a group leaves, so does the group: the caller drops the store (compare pf_fusion_vm_group()
- * before).
+ * VM of a group leaves, so does the group, and its frame numbers begin anew: the caller drops
+ * the store.
  */
 void pf_fusion_remove_vm(PfFusionVm *vm);
 
-PfFusionGroup *pf_fusion_vm_group(const PfFusionVm *vm);
 void *pf_fusion_vm_userdata(const PfFusionVm *vm);
 
 /* Whether the caller can carry out orders for this VM (its shim is ready and its RAM is located).
  * Off at start. */
 void pf_fusion_set_ready(PfFusionVm *vm, bool ready);
 
-/* The shim is new or was reset: none of the VM's pages is fused or ordered any more; hints stand.
- */
+/* The shim is new or was reset: none of the VM's pages is fused or ordered any more; hints
+ * stand. */
 void pf_fusion_shim_reset(PfFusionVm *vm);
 
 /* What the guest said; the arguments are as the session's sink gets them. */
@@ -58,12 +57,12 @@ void pf_fusion_session_started(PfFusionVm *vm); /* forgets every hint; what is f
 void pf_fusion_module(PfFusionVm *vm, uint32_t module_id, const PfModuleInfo *info);
 void pf_fusion_hints(PfFusionVm *vm, uint32_t module_id, uint64_t file_page, PfGfn gfn,
 	uint32_t n_pages, const PfDigest *digests, int64_t now_us);
-void pf_fusion_withdrawn(PfFusionVm *vm, uint32_t module_id, uint64_t file_page, uint64_t n_pages);
+void pf_fusion_withdrawn(
+	PfFusionVm *vm, uint32_t module_id, const PfFileRange *ranges, size_t n_ranges);
 
 /* One order for a VM's shim. */
 typedef enum PfOrderType {
-	PF_ORDER_CAPTURE, /* n_runs runs, PF_SHIM_MAX_CAPTURE pages at most; `frame` means nothing
-			   */
+	PF_ORDER_CAPTURE, /* n_runs runs, PF_SHIM_MAX_CAPTURE pages at most; no `frame` */
 	PF_ORDER_FUSE,    /* n_runs runs of up to PF_SHIM_RUN_PAGES pages */
 } PfOrderType;
 

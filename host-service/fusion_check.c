@@ -56,27 +56,27 @@ static const char *check_state(const PfFusionVm *vm, const PfPage *p)
 {
 	const PfEntry *e = hinted(vm->group, p);
 
-	switch ((PfPageState)p->state) {
-	case PF_PAGE_NONE:
+	switch ((PfHintState)p->state) {
+	case PF_HINT_NONE:
 		CHECK(!e, "a hinted page has no state");
 		CHECK(p->revokes > 0, "a page is remembered for nothing");
 		break;
-	case PF_PAGE_IDLE:
+	case PF_HINT_IDLE:
 		CHECK(e && e->state != PF_ENTRY_FRAMED, "a page does not use its digest's frame");
 		break;
-	case PF_PAGE_CANDIDATE:
+	case PF_HINT_CANDIDATE:
 		CHECK(e && e->state == PF_ENTRY_WANTED, "a page is offered that nobody wants");
 		break;
-	case PF_PAGE_READY:
+	case PF_HINT_READY:
 		CHECK(e && e->state == PF_ENTRY_FRAMED, "a page is ready without a frame");
 		break;
-	case PF_PAGE_DELAYED:
+	case PF_HINT_DELAYED:
 		CHECK(e, "a page is delayed without a hint");
 		break;
-	case PF_PAGE_CAPTURING:
+	case PF_HINT_CAPTURING:
 		break;
-	case PF_PAGE_ORDERED:
-	case PF_PAGE_FUSED:
+	case PF_HINT_ORDERED:
+	case PF_HINT_FUSED:
 		CHECK(p->target != 0 && pf_entry(vm->group, p->target)->state == PF_ENTRY_FRAMED,
 			"a page is fused to an entry without a frame");
 		break;
@@ -90,7 +90,7 @@ static bool starts_run(const PfFusionVm *vm, const PfPage *p)
 	uint32_t before = pf_page_find(vm, p->gfn - UINT64_C(1));
 	const PfPage *b = before != 0 ? pf_page(group, before) : NULL;
 
-	if (!b || b->state != PF_PAGE_FUSED)
+	if (!b || b->state != PF_HINT_FUSED)
 		return true;
 	return (uint64_t)pf_entry(group, b->target)->frame + 1 != pf_entry(group, p->target)->frame;
 }
@@ -98,12 +98,12 @@ static bool starts_run(const PfFusionVm *vm, const PfPage *p)
 static void count_page(const PfFusionVm *vm, const PfPage *p, GHashTable *maps, VmTotals *t)
 {
 	t->hinted += p->holder != 0;
-	t->candidates += p->holder != 0 && p->state != PF_PAGE_FUSED;
-	t->capturing += p->state == PF_PAGE_CAPTURING;
-	t->in_orders += p->state == PF_PAGE_CAPTURING || p->state == PF_PAGE_ORDERED;
-	t->queued_candidates += p->state == PF_PAGE_CANDIDATE;
-	t->queued_fusible += p->state == PF_PAGE_READY;
-	if (p->state == PF_PAGE_FUSED) {
+	t->candidates += p->holder != 0 && p->state != PF_HINT_FUSED;
+	t->capturing += p->state == PF_HINT_CAPTURING;
+	t->in_orders += p->state == PF_HINT_CAPTURING || p->state == PF_HINT_ORDERED;
+	t->queued_candidates += p->state == PF_HINT_CANDIDATE;
+	t->queued_fusible += p->state == PF_HINT_READY;
+	if (p->state == PF_HINT_FUSED) {
 		gpointer holder = GUINT_TO_POINTER(pf_holder_find(vm, p->target));
 		guint n = GPOINTER_TO_UINT(g_hash_table_lookup(maps, holder));
 
@@ -116,7 +116,7 @@ static void count_page(const PfFusionVm *vm, const PfPage *p, GHashTable *maps, 
 
 /* Its pages are all in the wanted state, and n of them. */
 static const char *check_queue(
-	const PfFusionGroup *group, const PfQueue *queue, PfPageState state, uint64_t n)
+	const PfFusionGroup *group, const PfQueue *queue, PfHintState state, uint64_t n)
 {
 	uint32_t before = 0;
 
@@ -144,7 +144,7 @@ static const char *check_orders(const PfFusionVm *vm, const VmTotals *t)
 				&g_array_index(record->pages, PfOrderedPage, k);
 			const PfPage *p = pf_page(vm->group, ordered->page);
 
-			CHECK(p->state == (capture ? PF_PAGE_CAPTURING : PF_PAGE_ORDERED),
+			CHECK(p->state == (capture ? PF_HINT_CAPTURING : PF_HINT_ORDERED),
 				"an order has a page in another state");
 			CHECK(capture || p->target == ordered->entry,
 				"an order has a page for another frame");
@@ -174,13 +174,13 @@ static const char *check_ring(const PfFusionGroup *group, uint32_t holder)
 		bool first = i == 0;
 
 		CHECK(p->holder == holder, "a holder has the hint of another");
-		CHECK(p->state != PF_PAGE_CANDIDATE || first,
+		CHECK(p->state != PF_HINT_CANDIDATE || first,
 			"a holder offers a page not its first");
-		CHECK(p->state != PF_PAGE_IDLE || !idle_over,
+		CHECK(p->state != PF_HINT_IDLE || !idle_over,
 			"an idle page is hidden behind others");
-		CHECK(p->state != PF_PAGE_IDLE || !first || !wanted,
+		CHECK(p->state != PF_HINT_IDLE || !first || !wanted,
 			"a wanted page is not offered");
-		idle_over |= p->state != PF_PAGE_IDLE && p->state != PF_PAGE_CANDIDATE;
+		idle_over |= p->state != PF_HINT_IDLE && p->state != PF_HINT_CANDIDATE;
 		page = p->hint_next;
 	}
 	CHECK(page == h->pages, "a holder has more hints than it counts");
@@ -242,15 +242,15 @@ static const char *check_vm(const PfFusionVm *vm, Totals *totals, uint64_t *dela
 			CHECK_ALL(check_hint(vm, page));
 		CHECK_ALL(check_state(vm, p));
 		count_page(vm, p, maps, &t);
-		*delayed += p->state == PF_PAGE_DELAYED;
+		*delayed += p->state == PF_HINT_DELAYED;
 	}
 	CHECK(stats->hinted == t.hinted, "a VM's hinted pages are miscounted");
 	CHECK(stats->fused == t.fused, "a VM's fused pages are miscounted");
 	CHECK(stats->shared == t.shared, "a VM's shared pages are miscounted");
 	CHECK(stats->runs == t.runs, "a VM's runs are miscounted");
 	CHECK_ALL(check_module_counts(vm));
-	CHECK_ALL(check_queue(vm->group, &vm->candidates, PF_PAGE_CANDIDATE, t.queued_candidates));
-	CHECK_ALL(check_queue(vm->group, &vm->fusible, PF_PAGE_READY, t.queued_fusible));
+	CHECK_ALL(check_queue(vm->group, &vm->candidates, PF_HINT_CANDIDATE, t.queued_candidates));
+	CHECK_ALL(check_queue(vm->group, &vm->fusible, PF_HINT_READY, t.queued_fusible));
 	CHECK_ALL(check_orders(vm, &t));
 	CHECK_ALL(check_holders(vm, maps, t.hinted));
 	totals->candidates += t.candidates;
@@ -341,7 +341,7 @@ static const char *check_delayed(const PfFusionGroup *group, uint64_t n)
 			length++;
 		}
 		CHECK(length <= n, "more pages are queued than delayed");
-		CHECK_ALL(check_queue(group, queue, PF_PAGE_DELAYED, length));
+		CHECK_ALL(check_queue(group, queue, PF_HINT_DELAYED, length));
 		n -= length;
 	}
 	CHECK(n == 0, "a delayed page is in no queue");

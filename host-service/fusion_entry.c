@@ -133,9 +133,9 @@ static void offer(PfFusionGroup *group, uint32_t holder)
 	if (h->pages == 0 || pf_entry(group, h->entry)->state != PF_ENTRY_WANTED)
 		return;
 	p = pf_page(group, h->pages);
-	if (p->state != PF_PAGE_IDLE)
+	if (p->state != PF_HINT_IDLE)
 		return;
-	p->state = PF_PAGE_CANDIDATE;
+	p->state = PF_HINT_CANDIDATE;
 	pf_queue_push(group, &pf_holder_vm(group, h)->candidates, h->pages);
 }
 
@@ -147,10 +147,10 @@ static void retract(PfFusionGroup *group, uint32_t holder)
 	if (h->pages == 0)
 		return;
 	p = pf_page(group, h->pages);
-	if (p->state != PF_PAGE_CANDIDATE)
+	if (p->state != PF_HINT_CANDIDATE)
 		return;
 	pf_queue_remove(group, &pf_holder_vm(group, h)->candidates, h->pages);
-	p->state = PF_PAGE_IDLE;
+	p->state = PF_HINT_IDLE;
 }
 
 static void each_holder(
@@ -160,8 +160,8 @@ static void each_holder(
 		visit(group, h);
 }
 
-/* An entry that is not captured, nor has a frame, is WANTED exactly as long as enough VMs hint it.
- */
+/* An entry that is not captured, nor has a frame, is WANTED exactly as long as enough VMs hint
+ * it. */
 static void update_admission(PfFusionGroup *group, uint32_t entry)
 {
 	PfEntry *e = pf_entry(group, entry);
@@ -226,7 +226,7 @@ void pf_holder_remove_page(PfFusionGroup *group, uint32_t page)
 	uint32_t holder = p->holder;
 	PfHolder *h = pf_holder(group, holder);
 
-	if (p->state == PF_PAGE_CANDIDATE)
+	if (p->state == PF_HINT_CANDIDATE)
 		retract(group, holder);
 	ring_remove(group, h, page);
 	p->holder = 0;
@@ -247,11 +247,11 @@ void pf_holder_page_idle(PfFusionGroup *group, uint32_t page)
 	uint32_t first;
 
 	ring_remove(group, h, page);
-	p->state = PF_PAGE_IDLE;
+	p->state = PF_HINT_IDLE;
 	first = h->pages;
 	if (first == 0) {
 		ring_append(group, h, page);
-	} else if (pf_page(group, first)->state == PF_PAGE_CANDIDATE) {
+	} else if (pf_page(group, first)->state == PF_HINT_CANDIDATE) {
 		ring_insert_before(group, page, pf_page(group, first)->hint_next);
 	} else {
 		ring_insert_before(group, page, first);
@@ -293,8 +293,8 @@ static void ready_pages(PfFusionGroup *group, uint32_t holder)
 	for (uint32_t n = h->n_hints; n > 0; n--) {
 		PfPage *p = pf_page(group, page);
 
-		if (p->state == PF_PAGE_IDLE) {
-			p->state = PF_PAGE_READY;
+		if (p->state == PF_HINT_IDLE) {
+			p->state = PF_HINT_READY;
 			pf_queue_push(group, &pf_holder_vm(group, h)->fusible, page);
 		}
 		page = p->hint_next;
@@ -321,7 +321,7 @@ static bool is_mapped(const PfFusionVm *vm, uint64_t gfn, uint64_t frame)
 	if (page == 0)
 		return false;
 	p = pf_page(vm->group, page);
-	return p->state == PF_PAGE_FUSED && pf_entry(vm->group, p->target)->frame == frame;
+	return p->state == PF_HINT_FUSED && pf_entry(vm->group, p->target)->frame == frame;
 }
 
 /* Of the pages beside it, those that are in one run with this one. At the ends the number wraps,

@@ -81,7 +81,7 @@ static void capture_first(PfFusionVm *vm, PfOrder *order, PfOrderRecord *record)
 	PfOrderRun *last = order->n_runs > 0 ? &order->runs[order->n_runs - 1] : NULL;
 
 	pf_entry_capturing(group, entry);
-	p->state = PF_PAGE_CAPTURING;
+	p->state = PF_HINT_CAPTURING;
 	pf_holder_page_taken(group, page);
 	add_to_record(record, page, entry);
 	if (last && last->gfn.v + last->n_pages == p->gfn)
@@ -119,7 +119,7 @@ static uint32_t run_next(const PfFusionVm *vm, uint32_t page, int step)
 	uint32_t next =
 		pf_page_find(vm, (uint64_t)pf_page(group, page)->gfn + (uint64_t)(int64_t)step);
 
-	if (next == 0 || pf_page(group, next)->state != PF_PAGE_READY)
+	if (next == 0 || pf_page(group, next)->state != PF_HINT_READY)
 		return 0;
 	return hinted_frame(group, next) == frame ? next : 0;
 }
@@ -149,7 +149,7 @@ static void fuse_run(PfFusionVm *vm, PfOrder *order, PfOrderRecord *record)
 		uint32_t next = run_next(vm, page, 1);
 
 		pf_queue_remove(group, &vm->fusible, page);
-		p->state = PF_PAGE_ORDERED;
+		p->state = PF_HINT_ORDERED;
 		p->target = hinted_entry(group, page);
 		add_to_record(record, page, p->target);
 		run->n_pages++;
@@ -269,31 +269,33 @@ static void note_shortage(PfFusionGroup *group)
 {
 	int64_t delay_us = growing(SHORTAGE_US, group->shortages, SHORTAGE_MAX_US);
 
-	if (group->short_of_memory)
-		return;
 	group->short_of_memory = true;
 	group->short_until = pf_ticks_up(group->fusion->now_us + delay_us);
 	group->shortages++;
 }
 
-static bool make_frame(PfFusionGroup *group, const PfOrderedPage *ordered, uint32_t page_of_order,
+/* Makes the page's copy the frame of its entry, if there is room for it. */
+static void make_frame(PfFusionGroup *group, const PfOrderedPage *ordered, uint32_t page_of_order,
 	const PfCapture *capture)
 {
-	PfLayoutPlace place = place_for(group, ordered->entry, ordered->page);
+	PfLayoutPlace place;
 	uint32_t frame;
 
+	/* A page of the same order may have found out already that there is none. */
+	if (!may_capture(group))
+		return;
+	place = place_for(group, ordered->entry, ordered->page);
 	if (!pf_layout_take(&group->layout, &place, &frame)) {
 		group->full = true;
-		return false;
+		return;
 	}
 	if (!capture->publish(capture->userdata, page_of_order, (PfFrame){frame})) {
 		pf_layout_untake(&group->layout, &place, frame);
 		note_shortage(group);
-		return false;
+		return;
 	}
 	group->shortages = 0;
 	pf_entry_framed(group, ordered->entry, frame);
-	return true;
 }
 
 static void page_captured(
@@ -338,7 +340,7 @@ static void page_fused(PfFusionVm *vm, const PfOrderedPage *ordered)
 	PfFusion *fusion = group->fusion;
 	PfPage *p = pf_page(group, ordered->page);
 
-	p->state = PF_PAGE_FUSED;
+	p->state = PF_HINT_FUSED;
 	p->tries = 0;
 	pf_entry_map(vm, ordered->page);
 	if (hinted_entry(group, ordered->page) == ordered->entry)
@@ -377,7 +379,7 @@ static bool page_lost(PfFusionVm *vm, uint64_t gfn, uint64_t frame, PfShimLoss l
 	const PfPage *p = page != 0 ? pf_page(group, page) : NULL;
 	uint32_t target;
 
-	if (!p || p->state != PF_PAGE_FUSED || pf_entry(group, p->target)->frame != frame)
+	if (!p || p->state != PF_HINT_FUSED || pf_entry(group, p->target)->frame != frame)
 		return false;
 	target = p->target;
 	pf_entry_unmap(vm, page);

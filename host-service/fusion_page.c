@@ -85,7 +85,7 @@ static void forget_if_idle(PfFusionVm *vm, uint32_t page)
 {
 	const PfPage *p = pf_page(vm->group, page);
 
-	if (p->state != PF_PAGE_NONE || p->holder != 0)
+	if (p->state != PF_HINT_NONE || p->holder != 0)
 		return;
 	if (p->revokes != 0 && since_revoked_us(vm, p) <= REVOKE_PEACE_US)
 		return;
@@ -181,7 +181,7 @@ void pf_page_hint(PfFusionVm *vm, uint32_t page, uint32_t module_id, uint32_t fi
 	p->holder = pf_holder_get(vm, pf_entry_get(group, digest));
 	pf_index_insert(&pf_vm_module(vm, module_id)->pages, page, file_page_hash, group);
 	vm->stats.hinted++;
-	if (p->state != PF_PAGE_FUSED)
+	if (p->state != PF_HINT_FUSED)
 		group->fusion->stats.candidates++;
 	pf_holder_add_page(group, page);
 }
@@ -191,9 +191,9 @@ static void leave_queue(PfFusionVm *vm, uint32_t page)
 {
 	PfPage *p = pf_page(vm->group, page);
 
-	if (p->state == PF_PAGE_READY)
+	if (p->state == PF_HINT_READY)
 		pf_queue_remove(vm->group, &vm->fusible, page);
-	else if (p->state == PF_PAGE_DELAYED)
+	else if (p->state == PF_HINT_DELAYED)
 		pf_queue_remove(vm->group, &vm->group->delayed[p->delay_class], page);
 }
 
@@ -205,11 +205,11 @@ static void take_hint_away(PfFusionVm *vm, uint32_t page)
 	leave_queue(vm, page);
 	pf_index_remove(&pf_vm_module(vm, p->module)->pages, page, file_page_hash, group);
 	vm->stats.hinted--;
-	if (p->state != PF_PAGE_FUSED)
+	if (p->state != PF_HINT_FUSED)
 		group->fusion->stats.candidates--;
 	pf_holder_remove_page(group, page);
-	if (p->state < PF_PAGE_CAPTURING)
-		p->state = PF_PAGE_NONE;
+	if (p->state < PF_HINT_CAPTURING)
+		p->state = PF_HINT_NONE;
 }
 
 void pf_page_unhint(PfFusionVm *vm, uint32_t page)
@@ -223,14 +223,14 @@ void pf_page_settle(PfFusionVm *vm, uint32_t page)
 	PfFusionGroup *group = vm->group;
 	PfPage *p = pf_page(group, page);
 
-	p->state = PF_PAGE_NONE;
+	p->state = PF_HINT_NONE;
 	p->target = 0;
 	if (p->holder == 0) {
 		forget_if_idle(vm, page);
 		return;
 	}
 	if (pf_entry(group, pf_holder(group, p->holder)->entry)->state == PF_ENTRY_FRAMED) {
-		p->state = PF_PAGE_READY;
+		p->state = PF_HINT_READY;
 		pf_queue_push(group, &vm->fusible, page);
 		return;
 	}
@@ -256,7 +256,7 @@ void pf_page_settle_later(PfFusionVm *vm, uint32_t page, int64_t delay_us)
 		pf_page_settle(vm, page);
 		return;
 	}
-	p->state = PF_PAGE_DELAYED;
+	p->state = PF_HINT_DELAYED;
 	p->delay_class = delay_class(delay_us);
 	p->when = pf_ticks_up(group->fusion->now_us + delays_us[p->delay_class]);
 	pf_queue_push(group, &group->delayed[p->delay_class], page);
@@ -266,7 +266,7 @@ void pf_page_settle_dropped(PfFusionVm *vm, uint32_t page)
 {
 	PfPage *p = pf_page(vm->group, page);
 
-	p->state = PF_PAGE_NONE;
+	p->state = PF_HINT_NONE;
 	p->target = 0;
 	if (p->holder != 0)
 		take_hint_away(vm, page);

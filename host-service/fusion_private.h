@@ -11,29 +11,28 @@
 #include <assert.h>
 
 #define PF_FUSION_ADMISSION 2u /* VMs that must hint a digest before it is worth a frame */
-#define PF_FUSION_GFN_BITS  40 /* 52 bits of guest-physical address */
 #define PF_FUSION_TICK_US   INT64_C(100000) /* back-offs are kept in these units, rounded up */
-#define PF_FUSION_MAX_US                                                                           \
-	((INT64_C(1) << 47) - 1) /* since the first call; the clock stands still then */
-#define PF_FUSION_N_DELAYS 16u
-#define PF_NO_FRAME        UINT32_MAX
+#define PF_FUSION_N_DELAYS  16u
+#define PF_NO_FRAME         UINT32_MAX
 
-typedef enum PfPageState {
-	PF_PAGE_NONE,      /* no hint; the record only remembers that the page was revoked */
-	PF_PAGE_IDLE,      /* hinted; its digest has no frame */
-	PF_PAGE_CANDIDATE, /* likewise, and the page may be captured: it is in vm->candidates */
-	PF_PAGE_READY,     /* hinted; its digest has a frame: it is in vm->fusible */
-	PF_PAGE_DELAYED,   /* hinted; nothing is done before `when`: it is in group->delayed */
-	PF_PAGE_CAPTURING, /* in an order of the VM; hinted or not */
-	PF_PAGE_ORDERED,   /* in an order of the VM, to be fused to `target`; hinted or not */
-	PF_PAGE_FUSED, /* mapped to the frame of `target`; hinted or not, maybe with another digest
-			*/
-} PfPageState;
+/* Since the first call; the clock stands still then. */
+#define PF_FUSION_MAX_US ((INT64_C(1) << 47) - 1)
+
+typedef enum PfHintState {
+	PF_HINT_NONE,      /* no hint; the record only remembers that the page was revoked */
+	PF_HINT_IDLE,      /* hinted; its digest has no frame */
+	PF_HINT_CANDIDATE, /* likewise, and the page may be captured: it is in vm->candidates */
+	PF_HINT_READY,     /* hinted; its digest has a frame: it is in vm->fusible */
+	PF_HINT_DELAYED,   /* hinted; nothing is done before `when`: it is in group->delayed */
+	PF_HINT_CAPTURING, /* in an order of the VM; hinted or not */
+	PF_HINT_ORDERED,   /* in an order of the VM, to be fused to `target`; hinted or not */
+	PF_HINT_FUSED,     /* mapped to `target`'s frame; hinted or not, maybe for another digest */
+} PfHintState;
 
 /* One page of a VM's RAM. The links are numbers of pages of the group, 0: none. */
 typedef struct PfPage {
-	uint64_t gfn : PF_FUSION_GFN_BITS;
-	uint64_t state : 4;       /* PfPageState */
+	uint64_t gfn : PF_GFN_BITS;
+	uint64_t state : 4;       /* PfHintState */
 	uint64_t tries : 4;       /* busy or not present, in sequence */
 	uint64_t revokes : 4;     /* in sequence; 0: none, or forgotten */
 	uint64_t delay_class : 4; /* DELAYED: which of group->delayed */
@@ -48,6 +47,8 @@ typedef struct PfPage {
 	uint32_t queue_next, queue_prev;
 } PfPage;
 static_assert(sizeof(PfPage) == 48, "there are millions of them");
+static_assert(PF_SESSION_MAX_MODULES <= 1u << 16, "PfPage.module");
+static_assert(PF_SESSION_MAX_MODULE_PAGES <= UINT32_MAX, "PfPage.file_page");
 
 /* What one VM has to do with one digest. */
 typedef struct PfHolder {
@@ -71,14 +72,13 @@ typedef enum PfEntryState {
 typedef struct PfEntry {
 	PfDigest digest;
 	int64_t admitted_us;
-	uint32_t frame;      /* FRAMED only, else PF_NO_FRAME */
-	uint32_t holders;    /* list */
-	uint32_t n_hint_vms; /* holders with a hint */
-	uint32_t n_map_vms;  /* holders with a mapping */
-	uint32_t
-		map_vms_xor; /* exclusive or of these holders' numbers: with one left, its number */
-	uint32_t n_maps;     /* mappings of all */
-	uint32_t state;      /* PfEntryState */
+	uint32_t frame;       /* FRAMED only, else PF_NO_FRAME */
+	uint32_t holders;     /* list */
+	uint32_t n_hint_vms;  /* holders with a hint */
+	uint32_t n_map_vms;   /* holders with a mapping */
+	uint32_t map_vms_xor; /* exclusive or of their numbers: with one left, its number */
+	uint32_t n_maps;      /* mappings of all */
+	uint32_t state;       /* PfEntryState */
 } PfEntry;
 static_assert(sizeof(PfEntry) == 72, "there are millions of them");
 
@@ -188,8 +188,8 @@ void pf_entry_capturing(PfFusionGroup *group, uint32_t entry);
 void pf_entry_uncaptured(PfFusionGroup *group, uint32_t entry);
 void pf_entry_framed(PfFusionGroup *group, uint32_t entry, uint32_t frame);
 
-/* The page was mapped to the frame of its target (it is FUSED), or is to be no more (it still is).
- */
+/* The page was mapped to the frame of its target (it is FUSED), or is to be no more (it still
+ * is). */
 void pf_entry_map(PfFusionVm *vm, uint32_t page);
 void pf_entry_unmap(PfFusionVm *vm, uint32_t page);
 

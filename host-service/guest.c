@@ -1,4 +1,13 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * Theory of operation
+ *
+ * The broker opens the channel, and opens it again a moment after it broke. Each session begins
+ * with the RAM that the agent reports; the broker is asked where it lies in QEMU, again with growing
+ * pauses while it does not know, because no page can be fused before. What fails is tried again as
+ * long as the VM lives; it is logged when the reason is another than before, and is the VM's reason
+ * until it works.
+ */
 #include "host-service/guest.h"
 #include "common/log.h"
 #include <errno.h>
@@ -9,6 +18,8 @@
 
 #define REOPEN_S       1
 #define REOPEN_FLOOD_S 10
+#define LOCATE_FIRST_S 2
+#define LOCATE_LAST_S  60
 #define READ_SIZE      65536
 
 struct PfGuest {
@@ -25,15 +36,19 @@ struct PfGuest {
 	gboolean available, opening;
 	int channel; /* -1: not open */
 	guint read_source, write_source, reopen_source;
+	char *channel_error; /* why it was not opened the last time; NULL: it was */
 
 	char *agent_version, *kernel;
-	uint32_t page_size; /* of the guest; 0: no agent was heard of */
-	gboolean lies;      /* it claims more RAM than the VM can have: nothing it says is taken */
+	uint32_t page_size;     /* of the guest; 0: no agent was heard of */
+	guint64 reported_pages; /* RAM by its own account */
+	gboolean lies;          /* that is more than the VM can have: nothing it says is taken */
 	PfGuestRange ranges[PF_SESSION_MAX_RAM_RANGES];
 	PfHva hvas[PF_SESSION_MAX_RAM_RANGES];
 	size_t n_ranges;
 	guint question; /* number of the newest question for hvas: older answers are void */
 	gboolean located;
+	guint locate_source, locate_pause_s;
+	char *locate_error; /* why it was not located the last time; NULL: not asked, or it was */
 };
 
 static void open_channel(PfGuest *guest);
@@ -46,7 +61,18 @@ static void unref(PfGuest *guest)
 	g_free(guest->name);
 	g_free(guest->agent_version);
 	g_free(guest->kernel);
+	g_free(guest->channel_error);
+	g_free(guest->locate_error);
 	g_free(guest);
+}
+
+/* Keeps the newest reason for what fails again and again, and logs it when it is a new one. */
+static void complain(PfGuest *guest, char **where, const char *reason)
+{
+	if (g_strcmp0(*where, reason) != 0)
+		pf_warning("%s: %s", guest->name, reason);
+	g_free(*where);
+	*where = g_strdup(reason);
 }
 
 /* Where RAM is */
@@ -56,6 +82,49 @@ typedef struct Question {
 	guint number;
 } Question;
 
+static void locate(PfGuest *guest);
+
+static gboolean on_locate_again(gpointer userdata)
+{
+	PfGuest *guest = userdata;
+
+	guest->locate_source = 0;
+	locate(guest);
+	return G_SOURCE_REMOVE;
+}
+
+static void stop_locating(PfGuest *guest)
+{
+	g_clear_handle_id(&guest->locate_source, g_source_remove);
+	guest->question++;
+	guest->locate_pause_s = LOCATE_FIRST_S;
+}
+
+static void not_located(PfGuest *guest, const char *why)
+{
+	g_autofree char *reason =
+		g_strdup_printf("the guest's RAM cannot be found in QEMU: %s", why);
+
+	complain(guest, &guest->locate_error, reason);
+	guest->locate_source = g_timeout_add_seconds(guest->locate_pause_s, on_locate_again, guest);
+	guest->locate_pause_s = MIN(guest->locate_pause_s * 2, LOCATE_LAST_S);
+}
+
+/* Takes what the broker knows. Ranges that it does not know have hva 0; one that it knows is enough
+ * to begin with. */
+static gboolean take_hvas(PfGuest *guest, const PfHva *hvas, size_t n)
+{
+	gboolean found = FALSE;
+
+	if (n != guest->n_ranges)
+		return FALSE;
+	for (size_t i = 0; i < n; i++) {
+		guest->hvas[i] = hvas[i];
+		found |= hvas[i].v != 0;
+	}
+	return found;
+}
+
 static void on_located(GObject *source, GAsyncResult *result, gpointer userdata)
 {
 	g_autofree Question *question = userdata;
@@ -63,18 +132,16 @@ static void on_located(GObject *source, GAsyncResult *result, gpointer userdata)
 	g_autoptr(GError) error = NULL;
 	g_autofree PfHva *hvas = NULL;
 	size_t n = 0;
+	gboolean answered = pf_broker_translate_finish(result, &hvas, &n, &error);
 
-	if (!pf_broker_translate_finish(guest->broker, result, &hvas, &n, &error))
-		n = 0;
 	if (!guest->closed && question->number == guest->question) {
-		if (n > 0 && n == guest->n_ranges) {
-			memcpy(guest->hvas, hvas, n * sizeof *hvas);
-			guest->located = TRUE;
-			guest->events->changed(guest->userdata);
-		} else {
-			pf_warning("%s: its RAM cannot be found in QEMU: %s", guest->name,
-				error ? error->message : "libvirt's answer does not fit");
-		}
+		guest->located = answered && take_hvas(guest, hvas, n);
+		if (guest->located)
+			g_clear_pointer(&guest->locate_error, g_free);
+		else
+			not_located(guest,
+				answered ? "none of it lies there in one piece" : error->message);
+		guest->events->changed(guest->userdata);
 	}
 	unref(guest);
 }
@@ -166,12 +233,14 @@ static void on_started(void *userdata, const PfGuestInfo *info)
 	guest->page_size = info->page_size;
 	pf_info("%s: agent %s on Linux %s", guest->name, info->agent_version, info->kernel);
 	pf_fusion_session_started(guest->fusion);
-	guest->lies = n_pages(info) > guest->memory_pages;
-	if (guest->lies)
+	guest->reported_pages = n_pages(info);
+	if (guest->reported_pages > guest->memory_pages && !guest->lies)
 		pf_warning("%s: its agent claims more RAM than the VM can have", guest->name);
+	guest->lies = guest->reported_pages > guest->memory_pages;
 	if (take_ranges(guest, info) || !guest->located) {
 		gboolean was_located = guest->located;
 
+		stop_locating(guest);
 		guest->located = FALSE;
 		if (was_located)
 			guest->events->moved(guest->userdata);
@@ -199,11 +268,11 @@ static void on_hints(void *userdata, uint32_t module_id, uint64_t file_page, PfG
 			g_get_monotonic_time());
 }
 
-static void on_withdrawn(void *userdata, uint32_t module_id, uint64_t file_page, uint64_t n_pages)
+static void on_withdrawn(void *userdata, uint32_t module_id, const PfFileRange *ranges, size_t n_ranges)
 {
 	PfGuest *guest = userdata;
 
-	pf_fusion_withdrawn(guest->fusion, module_id, file_page, n_pages);
+	pf_fusion_withdrawn(guest->fusion, module_id, ranges, n_ranges);
 }
 
 static void on_reported(void *userdata, uint64_t n_modules, uint64_t n_pages)
@@ -241,6 +310,7 @@ static void close_channel(PfGuest *guest)
 {
 	g_clear_handle_id(&guest->read_source, g_source_remove);
 	g_clear_handle_id(&guest->write_source, g_source_remove);
+	stop_locating(guest);
 	if (guest->channel >= 0)
 		close(guest->channel);
 	guest->channel = -1;
@@ -321,26 +391,32 @@ static gboolean on_readable(gint fd, GIOCondition condition, gpointer userdata)
 	return G_SOURCE_CONTINUE;
 }
 
+static void begin_session(PfGuest *guest)
+{
+	pf_session_open(guest->session);
+	if (!flush(guest))
+		reopen_later(guest, REOPEN_S);
+}
+
 static void on_opened(GObject *source, GAsyncResult *result, gpointer userdata)
 {
 	PfGuest *guest = userdata;
 	g_autoptr(GError) error = NULL;
-	int fd = pf_broker_open_channel_finish(guest->broker, result, &error);
+	int fd = pf_broker_open_channel_finish(result, &error);
 
 	guest->opening = FALSE;
 	if (guest->closed || !guest->available) {
 		if (fd >= 0)
 			close(fd);
 	} else if (fd < 0) {
-		pf_debug("%s: %s", guest->name, error->message);
+		complain(guest, &guest->channel_error, error->message);
 		reopen_later(guest, REOPEN_S);
 	} else {
+		g_clear_pointer(&guest->channel_error, g_free);
 		guest->channel = fd;
 		guest->read_source =
 			g_unix_fd_add(fd, G_IO_IN | G_IO_HUP | G_IO_ERR, on_readable, guest);
-		pf_session_open(guest->session);
-		if (!flush(guest))
-			reopen_later(guest, REOPEN_S);
+		begin_session(guest);
 	}
 	unref(guest);
 }
@@ -354,14 +430,26 @@ static void open_channel(PfGuest *guest)
 	pf_broker_open_channel(guest->broker, guest->uuid, on_opened, guest);
 }
 
-void pf_guest_set_channel(PfGuest *guest, gboolean available)
+static void set_channel(PfGuest *guest, gboolean available)
 {
 	guest->available = available;
-	if (available) {
-		open_channel(guest);
-	} else {
+	if (!available) {
 		g_clear_handle_id(&guest->reopen_source, g_source_remove);
 		close_channel(guest);
+	} else if (!guest->reopen_source) {
+		open_channel(guest);
+	}
+}
+
+void pf_guest_update(PfGuest *guest, const PfDomain *domain)
+{
+	guest->memory_pages = domain->memory_pages;
+	set_channel(guest, domain->channel[0] != 0);
+	/* What the agent was not believed may be the truth now; it has to say it again. */
+	if (guest->lies && guest->reported_pages <= guest->memory_pages) {
+		guest->lies = FALSE;
+		if (guest->channel >= 0)
+			begin_session(guest);
 	}
 }
 
@@ -375,7 +463,7 @@ PfGuest *pf_guest_new(PfBroker *broker, PfFusionVm *fusion, const PfDomain *doma
 	guest->fusion = fusion;
 	guest->uuid = g_strdup(domain->uuid);
 	guest->name = g_strdup(domain->name);
-	guest->memory_pages = domain->memory_pages;
+	guest->locate_pause_s = LOCATE_FIRST_S;
 	guest->events = events;
 	guest->userdata = userdata;
 	guest->channel = -1;
@@ -390,7 +478,7 @@ void pf_guest_free(PfGuest *guest)
 	if (!guest)
 		return;
 	guest->closed = TRUE;
-	pf_guest_set_channel(guest, FALSE);
+	set_channel(guest, FALSE);
 	g_clear_pointer(&guest->session, pf_session_free);
 	unref(guest);
 }
@@ -405,6 +493,8 @@ const char *pf_guest_reason(const PfGuest *guest)
 	if (!guest->available)
 		return "the VM has no guest channel: shut it down, turn page fusion off and on "
 		       "again, and start it";
+	if (guest->channel < 0 && guest->channel_error)
+		return guest->channel_error;
 	if (guest->page_size == 0)
 		return "no agent was heard of: install and start pagefusion-agent in the guest";
 	if (guest->page_size != PF_PAGE_SIZE)
@@ -412,7 +502,8 @@ const char *pf_guest_reason(const PfGuest *guest)
 	if (guest->lies)
 		return "the agent claims more RAM than the VM can have: nothing it says is taken";
 	if (!guest->located)
-		return "the guest's RAM was not found in QEMU yet";
+		return guest->locate_error ? guest->locate_error
+					   : "the guest's RAM was not found in QEMU yet";
 	return NULL;
 }
 

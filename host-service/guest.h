@@ -22,8 +22,9 @@ PfGuest *pf_guest_new(PfBroker *broker, PfFusionVm *fusion, const PfDomain *doma
 	const PfGuestEvents *events, void *userdata);
 void pf_guest_free(PfGuest *guest);
 
-/* Whether the VM has a channel that can be opened. */
-void pf_guest_set_channel(PfGuest *guest, gboolean available);
+/* The same domain, its channel or memory changed; also says for the first time whether there is a
+ * channel. */
+void pf_guest_update(PfGuest *guest, const PfDomain *domain);
 
 /* Whether orders for this guest's pages can be translated. */
 gboolean pf_guest_located(const PfGuest *guest);
@@ -35,7 +36,8 @@ PfHva pf_guest_hva(const PfGuest *guest, PfGfn gfn, uint32_t n_pages);
  * RAM. */
 uint64_t pf_guest_gfn(const PfGuest *guest, PfHva hva, PfGfn *gfn);
 
-/* Why this guest's pages cannot be fused, a sentence; NULL when they can. */
+/* Why this guest's pages cannot be fused, a sentence that is valid until the next main loop
+ * iteration; NULL when they can. */
 const char *pf_guest_reason(const PfGuest *guest);
 
 /* As the agent said it, empty before. */

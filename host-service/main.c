@@ -7,10 +7,16 @@
 #include <errno.h>
 #include <glib-unix.h>
 #include <glib/gstdio.h>
+#include <poll.h>
+#include <signal.h>
 #include <pagefusion-version.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <sys/pidfd.h>
 #include <sys/wait.h>
+#include <unistd.h>
+
+#define BROKER_GRACE_MS 2000
 
 static struct {
 	char *uri, *run_dir, *shim;
@@ -79,6 +85,24 @@ static gboolean serve(Run *run, const char *socket_path, int broker_fd, GError *
 	return TRUE;
 }
 
+/*
+ * The broker ends with our end of its socket, which the service has closed, but not while a call of
+ * libvirt's hangs, and it ignores the signals that end us. A definition on its way gets a moment,
+ * unless another signal shows that nobody wants to wait.
+ */
+static void end_broker(GPid broker)
+{
+	struct pollfd process = {.fd = pidfd_open(broker, 0), .events = POLLIN};
+
+	if (process.fd < 0 || poll(&process, 1, BROKER_GRACE_MS) <= 0) {
+		pf_warning("the broker process hangs in libvirt: it is killed");
+		kill(broker, SIGKILL);
+	}
+	waitpid(broker, NULL, 0);
+	if (process.fd >= 0)
+		close(process.fd);
+}
+
 static gboolean run_service(Run *run, GError **error)
 {
 	g_autofree char *run_dir = g_canonicalize_filename(
@@ -107,9 +131,8 @@ static gboolean run_service(Run *run, GError **error)
 	g_unix_signal_add(SIGTERM, on_signal, run);
 	g_unix_signal_add(SIGINT, on_signal, run);
 	done = serve(run, socket_path, fd, error);
-	/* It ends with our end of its socket, which the service has closed. */
 	if (broker > 0)
-		waitpid(broker, NULL, 0);
+		end_broker(broker);
 	return done;
 }
 
@@ -120,6 +143,8 @@ int main(int argc, char **argv)
 	Run run = {.status = EXIT_SUCCESS};
 
 	pf_log_init("pagefusiond");
+	/* A channel or a bus whose other end has gone is an error there, no end of ours. */
+	signal(SIGPIPE, SIG_IGN);
 	g_option_context_set_summary(
 		context, "Shares identical pages of Linux guests under libvirt and QEMU.");
 	g_option_context_add_main_entries(context, entries, NULL);

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * The table of metrics, and how a query selects from it.
+ * The table of metrics, and how a query selects from it. What they count, pagefusion-metrics(7)
+ * says.
  *
  * A pattern is a name as it stands in the table, "*", or whole parts of a name followed by a star
  * ("Guest/" and the star). Names are case sensitive. A pattern that selects nothing is an error and
@@ -20,30 +21,19 @@
 #define ALL_MASK     ((1u << PF_METRIC_N) - 1)
 
 static const PfMetric table[] = {
-	[PF_METRIC_HOST_SHARED] = {"RAM/VMM/Shared", "kB",
-		"memory that page fusion saves: the sum over frames of mappings less one"},
-	[PF_METRIC_HOST_FRAMES] = {"RAM/VMM/Frames", "kB",
-		"frames in the stores of all trust groups"},
-	[PF_METRIC_HOST_REVOKED] = {"RAM/VMM/Revoked", "pages",
-		"fused pages that a guest wrote to, so far, of VMs that are gone too"},
-	[PF_METRIC_HOST_CANDIDATES] = {"RAM/VMM/Candidates", "kB",
-		"hinted pages that are not fused"},
-	[PF_METRIC_HOST_HINT_TO_FUSED] = {"RAM/VMM/HintToFused", "us",
-		"90th percentile of the time from when a page could be fused to when it was"},
-	[PF_METRIC_HOST_STORE_ALLOCATED] = {"RAM/VMM/StoreAllocated", "kB",
-		"memory that the stores take, by the kernel's count"},
-	[PF_METRIC_VM_SHARED] = {"Guest/RAM/Usage/Shared", "kB",
-		"pages of the VM mapped to a frame that another VM maps too"},
-	[PF_METRIC_VM_HINTED] = {"Guest/PageFusion/Hinted", "pages", "pages with a standing hint"},
-	[PF_METRIC_VM_FUSED] = {"Guest/PageFusion/Fused", "pages", "pages mapped to a frame"},
-	[PF_METRIC_VM_REVOKED] = {"Guest/PageFusion/Revoked", "pages",
-		"fused pages that the guest wrote to, so far"},
-	[PF_METRIC_VM_REFUSED] = {"Guest/PageFusion/Refused", "pages",
-		"attempts to fuse a page that did not end with a fused page, so far"},
-	[PF_METRIC_VM_RUNS] = {"Guest/PageFusion/Runs", "pieces",
-		"pieces of consecutive fused pages with consecutive frames"},
-	[PF_METRIC_VM_MAPS] = {"Guest/PageFusion/Maps", "maps",
-		"memory maps of the VM's QEMU process, when last counted"},
+	[PF_METRIC_HOST_SHARED] = {"RAM/VMM/Shared", "kB"},
+	[PF_METRIC_HOST_FRAMES] = {"RAM/VMM/Frames", "kB"},
+	[PF_METRIC_HOST_REVOKED] = {"RAM/VMM/Revoked", "pages"},
+	[PF_METRIC_HOST_CANDIDATES] = {"RAM/VMM/Candidates", "kB"},
+	[PF_METRIC_HOST_HINT_TO_FUSED] = {"RAM/VMM/HintToFused", "us"},
+	[PF_METRIC_HOST_STORE_ALLOCATED] = {"RAM/VMM/StoreAllocated", "kB"},
+	[PF_METRIC_VM_SHARED] = {"Guest/RAM/Usage/Shared", "kB"},
+	[PF_METRIC_VM_HINTED] = {"Guest/PageFusion/Hinted", "pages"},
+	[PF_METRIC_VM_FUSED] = {"Guest/PageFusion/Fused", "pages"},
+	[PF_METRIC_VM_REVOKED] = {"Guest/PageFusion/Revoked", "pages"},
+	[PF_METRIC_VM_REFUSED] = {"Guest/PageFusion/Refused", "pages"},
+	[PF_METRIC_VM_RUNS] = {"Guest/PageFusion/Runs", "pieces"},
+	[PF_METRIC_VM_MAPS] = {"Guest/PageFusion/Maps", "maps"},
 };
 static_assert(G_N_ELEMENTS(table) == PF_METRIC_N, "a line for each metric");
 static_assert(PF_METRIC_N < 32, "selected is a mask of 32 bits");

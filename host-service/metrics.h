@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 #pragma once
 /*
- * The metrics: their names, units and definitions, the parsing of what a client asks for, and their
- * values. No I/O.
+ * The metrics: their names and units, the parsing of what a client asks for, and their values. No
+ * I/O.
  */
-#include "host-service/service.h"
+#include "host-service/view.h"
 #include <gio/gio.h>
 
 typedef enum PfMetricId {
@@ -34,7 +34,6 @@ typedef enum PfMetricId {
 typedef struct PfMetric {
 	const char *name;
 	const char *unit;
-	const char *definition; /* one sentence; pagefusion-metrics(7) says more */
 } PfMetric;
 
 /* id is below PF_METRIC_N. */

@@ -5,7 +5,9 @@
  * The broker says which domains there are. One that runs with the flag on and is not refused has a
  * PfVm; the stores are kept by trust group, each as long as a VM of the group. Shims connect to a
  * socket and belong to the VM whose QEMU has the process id that the kernel gives for the peer. A
- * shim may be faster than libvirt's event about its VM, so unmatched ones wait a while.
+ * shim may be faster than libvirt's event about its VM, so unmatched ones wait a while. A lock
+ * beside the socket keeps a second service from taking it away; its file is never removed, because a
+ * service that is just starting may have opened it.
  *
  * Whoever may have made orders possible calls wanted(); then one idle callback pumps all VMs that
  * have some, after everything that is readable was read, so that orders are long.
@@ -14,9 +16,11 @@
 #include "common/log.h"
 #include "host-service/vm.h"
 #include <errno.h>
+#include <fcntl.h>
 #include <glib-unix.h>
 #include <glib/gstdio.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/un.h>
@@ -27,7 +31,8 @@
 
 typedef struct Domain {
 	PfDomain domain;
-	PfVm *vm; /* NULL unless it runs, has the flag, and is not refused */
+	PfVm *vm;      /* NULL unless it runs, has the flag, and is not refused */
+	char *trouble; /* why there is none all the same; NULL: there is, or need not be */
 } Domain;
 
 typedef struct Unmatched {
@@ -49,7 +54,7 @@ struct PfService {
 	GHashTable *stores;  /* trust group -> Store */
 	GQueue unmatched;    /* of Unmatched */
 	char *socket_path;
-	int listener;
+	int lock, listener; /* -1: not ours */
 	guint listen_source, pump_source, tick_source;
 	gboolean connected;
 	char *reason;
@@ -112,11 +117,22 @@ static Domain *find_by_pid(PfService *service, gint64 pid)
 	GHashTableIter iter;
 	Domain *domain;
 
+	/* So the kernel calls a peer whose process id it cannot tell. */
+	if (pid <= 0)
+		return NULL;
 	g_hash_table_iter_init(&iter, service->domains);
 	while (g_hash_table_iter_next(&iter, NULL, (gpointer *)&domain))
 		if (domain->vm && domain->domain.pid == pid)
 			return domain;
 	return NULL;
+}
+
+static void free_domain(gpointer data)
+{
+	Domain *domain = data;
+
+	g_free(domain->trouble);
+	g_free(domain);
 }
 
 static void free_store(gpointer data)
@@ -161,44 +177,76 @@ static void drop_vm(PfService *service, Domain *domain)
 	pf_info("%s: not fused any more", domain->domain.name);
 }
 
+/* It is tried again at the domain's next event. */
+static void set_trouble(Domain *domain, const char *reason)
+{
+	if (g_strcmp0(domain->trouble, reason) != 0)
+		pf_error("%s: %s", domain->domain.name, reason);
+	g_free(domain->trouble);
+	domain->trouble = g_strdup(reason);
+}
+
 static void make_vm(PfService *service, Domain *domain)
 {
 	g_autoptr(GError) error = NULL;
 	PfStore *store = ref_store(service, domain->domain.group, &error);
 
-	if (!store) {
-		/* NOLINTNEXTLINE(*NullDereference): no store means an error */
-		pf_error("%s: %s", domain->domain.name, error->message);
+	if (store) {
+		domain->vm = pf_vm_new(&service->context, &domain->domain, store, &error);
+		if (!domain->vm)
+			unref_store(service, domain->domain.group);
+	}
+	if (!domain->vm) {
+		/* NOLINTNEXTLINE(*NullDereference): no VM means an error */
+		set_trouble(domain, error->message);
 		return;
 	}
-	domain->vm = pf_vm_new(&service->context, &domain->domain, store);
+	g_clear_pointer(&domain->trouble, g_free);
 	pf_info("%s: page fusion is on, trust group %s", domain->domain.name, domain->domain.group);
 }
 
 static void match_shims(PfService *service);
 
+/* The reason of a domain that would be fused otherwise; empty: none. */
+static const char *refusal_of(const PfDomain *domain)
+{
+	return domain->active && domain->enabled ? domain->refusal : "";
+}
+
+static gboolean is_fusable(const PfDomain *domain)
+{
+	return domain->active && domain->enabled && domain->refusal[0] == 0;
+}
+
+static Domain *add_domain(PfService *service, const char *uuid)
+{
+	Domain *domain = g_new0(Domain, 1);
+
+	g_strlcpy(domain->domain.uuid, uuid, sizeof domain->domain.uuid);
+	g_hash_table_insert(service->domains, domain->domain.uuid, domain);
+	return domain;
+}
+
 static void on_domain_changed(void *userdata, const PfDomain *news)
 {
 	PfService *service = userdata;
 	Domain *domain = g_hash_table_lookup(service->domains, news->uuid);
-	gboolean wanted = news->active && news->enabled && news->refusal[0] == 0;
+	gboolean wanted = is_fusable(news) && news->pid > 0;
 
-	if (!domain) {
-		domain = g_new0(Domain, 1);
-		domain->domain = *news;
-		g_hash_table_insert(service->domains, domain->domain.uuid, domain);
-	}
+	if (!domain)
+		domain = add_domain(service, news->uuid);
 	if (!wanted || domain->domain.pid != news->pid ||
 		strcmp(domain->domain.group, news->group) != 0)
 		drop_vm(service, domain);
-	if (news->active && news->enabled && news->refusal[0] &&
-		strcmp(news->refusal, domain->domain.refusal) != 0)
+	if (refusal_of(news)[0] && strcmp(refusal_of(news), refusal_of(&domain->domain)) != 0)
 		pf_warning("%s: not fused: %s", news->name, news->refusal);
 	domain->domain = *news;
-	if (wanted && !domain->vm)
-		make_vm(service, domain);
+	if (!wanted)
+		g_clear_pointer(&domain->trouble, g_free);
 	else if (domain->vm)
 		pf_vm_update(domain->vm, news);
+	else
+		make_vm(service, domain);
 	match_shims(service);
 	on_wanted(service);
 }
@@ -290,6 +338,28 @@ static gboolean on_connection(gint fd, GIOCondition condition, gpointer userdata
 	return G_SOURCE_CONTINUE;
 }
 
+/* The lock of the socket at this path, or -1 with error set. */
+static int take_lock(const char *path, GError **error)
+{
+	g_autofree char *lock = g_strconcat(path, ".lock", NULL);
+	g_autofree char *dir = g_path_get_dirname(path);
+	int fd = open(lock, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
+
+	if (fd >= 0 && flock(fd, LOCK_EX | LOCK_NB) == 0)
+		return fd;
+	if (errno == EWOULDBLOCK)
+		g_set_error(error, G_IO_ERROR, G_IO_ERROR_BUSY,
+			"another pagefusiond uses %s: stop it, or choose another --run-dir", dir);
+	else
+		g_set_error(error, G_IO_ERROR, g_io_error_from_errno(errno),
+			"cannot lock %s: %s: run as root, or choose another --run-dir", lock,
+			g_strerror(errno));
+	if (fd >= 0)
+		close(fd);
+	return -1;
+}
+
+/* What an earlier service has left at this path is removed: the caller has the lock. */
 static int listen_at(const char *path, GError **error)
 {
 	struct sockaddr_un address = {.sun_family = AF_UNIX};
@@ -302,19 +372,16 @@ static int listen_at(const char *path, GError **error)
 	}
 	strcpy(address.sun_path, path);
 	fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-	/* An earlier service may have left it; a service that runs is kept out by its name on the
-	 * bus. */
-	unlink(path);
 	/* QEMU runs as another user. Who connects is told apart by its process id. */
-	if (fd < 0 || bind(fd, (struct sockaddr *)&address, sizeof address) < 0 ||
-		g_chmod(path, 0666) < 0 || listen(fd, 64) < 0) {
-		g_set_error(error, G_IO_ERROR, g_io_error_from_errno(errno),
-			"cannot listen at %s: %s", path, g_strerror(errno));
-		if (fd >= 0)
-			close(fd);
-		return -1;
-	}
-	return fd;
+	if (fd >= 0 && (unlink(path) == 0 || errno == ENOENT) &&
+		bind(fd, (struct sockaddr *)&address, sizeof address) == 0 &&
+		g_chmod(path, 0666) == 0 && listen(fd, 64) == 0)
+		return fd;
+	g_set_error(error, G_IO_ERROR, g_io_error_from_errno(errno), "cannot listen at %s: %s",
+		path, g_strerror(errno));
+	if (fd >= 0)
+		close(fd);
+	return -1;
 }
 
 /* The service */
@@ -326,9 +393,9 @@ PfService *pf_service_new(const PfServiceConfig *config, int broker_fd,
 
 	service->closed = closed;
 	service->userdata = userdata;
-	service->listener = -1;
+	service->lock = service->listener = -1;
 	service->reason = g_strdup("libvirt was not reached yet");
-	service->domains = g_hash_table_new_full(g_str_hash, g_str_equal, NULL, g_free);
+	service->domains = g_hash_table_new_full(g_str_hash, g_str_equal, NULL, free_domain);
 	service->stores = g_hash_table_new_full(g_str_hash, g_str_equal, g_free, free_store);
 	g_queue_init(&service->unmatched);
 	service->fusion = pf_fusion_new();
@@ -340,6 +407,9 @@ PfService *pf_service_new(const PfServiceConfig *config, int broker_fd,
 	}
 	service->context = (PfVmContext){
 		service->broker, service->fusion, service->hasher, on_wanted, service};
+	service->lock = take_lock(config->shim_socket, error);
+	if (service->lock < 0)
+		return NULL;
 	service->listener = listen_at(config->shim_socket, error);
 	if (service->listener < 0)
 		return NULL;
@@ -360,7 +430,8 @@ void pf_service_free(PfService *service)
 	g_hash_table_iter_init(&iter, service->domains);
 	while (g_hash_table_iter_next(&iter, NULL, (gpointer *)&domain))
 		drop_vm(service, domain);
-	/* Answers that are still awaited come now, as errors; they find their VMs closed. */
+	/* Answers that are still awaited come later, as errors, when the service is gone: they find
+	 * their VMs closed and ask nothing else of it. */
 	g_clear_pointer(&service->broker, pf_broker_free);
 	g_clear_handle_id(&service->pump_source, g_source_remove);
 	g_clear_handle_id(&service->tick_source, g_source_remove);
@@ -372,6 +443,8 @@ void pf_service_free(PfService *service)
 		unlink(service->socket_path);
 		close(service->listener);
 	}
+	if (service->lock >= 0)
+		close(service->lock);
 	g_free(service->socket_path);
 	g_free(service->reason);
 	g_free(service);
@@ -383,10 +456,14 @@ static void visit_domain(
 	PfVmView view = {
 		.domain = &domain->domain, .reason = "", .agent_version = "", .kernel = ""};
 
-	if (domain->domain.active && domain->domain.enabled)
-		view.reason = domain->domain.refusal;
 	if (domain->vm)
 		pf_vm_view(domain->vm, &view);
+	else if (domain->trouble)
+		view.reason = domain->trouble;
+	else if (is_fusable(&domain->domain))
+		view.reason = "libvirt does not say yet which process the VM is";
+	else
+		view.reason = refusal_of(&domain->domain);
 	visit(&view, userdata);
 }
 

@@ -8,8 +8,8 @@
  *
  *   GREETING  our hello is queued or on its way. Only the agent's hello is heard.
  *   RUNNING   the agent's hello was valid and the sink knows it. Modules, hints and the rest are
- * heard. MUTE      the guest's page size is not ours. The sink knows the hello and hears nothing
- * more.
+ *             heard.
+ *   MUTE      the guest's page size is not ours. The sink knows the hello and hears nothing more.
  *
  * In every state, frames that carry the session's id are acknowledged, also those that are dropped:
  * an acknowledgement says what was read and never what it was good for. Output is made when it is
@@ -27,16 +27,13 @@
 #include "host-service/session.h"
 #include "common/frame.h"
 #include "common/pb_alloc.h"
+#include "common/text.h"
 #include "proto/agent.pb-c.h"
 
-#define PROTOCOL_VERSION    1u
 #define DECODE_LIMIT_BYTES  (8u << 20)
-#define MAX_BUILD_ID        64u
 #define BOOT_ID_SIZE        16u
-#define GFN_END             (1ull << 40) /* above every physical address that a CPU can form */
 #define MAX_OUTPUT_FRAME    64u
 #define FLOOD_FRAMES        (2u * PF_SESSION_WINDOW_FRAMES)
-#define REPLACEMENT         0xfffdu /* what stands for a character that must not be shown */
 #define KNOCK_PAYLOAD_BYTES 2u
 
 typedef Pagefusion__AgentMessage AgentMessage;
@@ -138,40 +135,6 @@ static void on_knock(PfSession *session)
 		begin(session);
 }
 
-static gboolean may_be_shown(gunichar c)
-{
-	switch (g_unichar_type(c)) {
-	case G_UNICODE_CONTROL:
-	case G_UNICODE_FORMAT:
-	case G_UNICODE_LINE_SEPARATOR:
-	case G_UNICODE_PARAGRAPH_SEPARATOR:
-		return FALSE;
-	default:
-		return TRUE;
-	}
-}
-
-/* Valid UTF-8 of at most PF_SESSION_MAX_NAME bytes without control characters. */
-static char *clean_text(const char *text)
-{
-	GString *clean = g_string_new(NULL);
-
-	while (*text && clean->len <= PF_SESSION_MAX_NAME) {
-		gunichar c = g_utf8_get_char_validated(text, -1);
-		gboolean valid = c != (gunichar)-1 && c != (gunichar)-2;
-
-		g_string_append_unichar(clean, valid && may_be_shown(c) ? c : REPLACEMENT);
-		text = valid ? g_utf8_next_char(text) : text + 1;
-	}
-	if (clean->len > PF_SESSION_MAX_NAME) {
-		const char *limit = clean->str + PF_SESSION_MAX_NAME + 1;
-
-		g_string_truncate(
-			clean, (gsize)(g_utf8_find_prev_char(clean->str, limit) - clean->str));
-	}
-	return g_string_free(clean, FALSE);
-}
-
 /* first + n, both below end and n not 0, without overflow. */
 static gboolean range_fits(uint64_t first, uint64_t n, uint64_t end)
 {
@@ -188,7 +151,7 @@ static gboolean take_ram(PfSession *session, const Pagefusion__AgentHello *hello
 		const Pagefusion__RamRange *range = hello->ram[i];
 
 		if (range->first_gfn < behind ||
-			!range_fits(range->first_gfn, range->n_pages, GFN_END))
+			!range_fits(range->first_gfn, range->n_pages, PF_GFN_END))
 			return FALSE;
 		behind = range->first_gfn + range->n_pages;
 		session->ram[i].first.v = range->first_gfn;
@@ -200,19 +163,19 @@ static gboolean take_ram(PfSession *session, const Pagefusion__AgentHello *hello
 
 static gboolean on_hello(PfSession *session, const Pagefusion__AgentHello *hello)
 {
-	g_autofree char *version = NULL, *kernel = NULL;
+	char version[PF_SESSION_MAX_NAME + 1], kernel[PF_SESSION_MAX_NAME + 1];
 	PfGuestInfo info = {
-		.protocol = hello->protocol,
+		.agent_version = version,
+		.kernel = kernel,
 		.page_size = hello->page_size,
 		.ram = session->ram,
 	};
 
-	if (hello->protocol < PROTOCOL_VERSION || hello->boot_id.len != BOOT_ID_SIZE ||
+	if (hello->protocol < PF_SESSION_PROTOCOL || hello->boot_id.len != BOOT_ID_SIZE ||
 		!take_ram(session, hello))
 		return FALSE;
-	memcpy(info.boot_id, hello->boot_id.data, BOOT_ID_SIZE);
-	info.agent_version = version = clean_text(hello->agent_version);
-	info.kernel = kernel = clean_text(hello->kernel);
+	pf_text_clean(version, sizeof(version), hello->agent_version);
+	pf_text_clean(kernel, sizeof(kernel), hello->kernel);
 	info.n_ram = session->n_ram;
 	session->state = hello->page_size == PF_PAGE_SIZE ? RUNNING : MUTE;
 	session->sink->started(session->userdata, &info);
@@ -228,7 +191,7 @@ static uint64_t module_pages(const PfSession *session, uint32_t id)
 
 static gboolean on_module(PfSession *session, const Pagefusion__Module *module)
 {
-	g_autofree char *name = clean_text(module->name);
+	char name[PF_SESSION_MAX_NAME + 1];
 	PfModuleInfo info = {
 		.build_id = module->build_id.len > 0 ? module->build_id.data : NULL,
 		.build_id_size = module->build_id.len,
@@ -236,7 +199,8 @@ static gboolean on_module(PfSession *session, const Pagefusion__Module *module)
 		.n_pages = module->n_pages,
 	};
 
-	if (module->id >= PF_SESSION_MAX_MODULES || info.build_id_size > MAX_BUILD_ID ||
+	pf_text_clean(name, sizeof(name), module->name);
+	if (module->id >= PF_SESSION_MAX_MODULES || info.build_id_size > PF_SESSION_MAX_BUILD_ID ||
 		info.n_pages == 0 || info.n_pages > PF_SESSION_MAX_MODULE_PAGES)
 		return FALSE;
 	if (!info.build_id && !*name) /* nothing to know it by */
@@ -280,26 +244,38 @@ static gboolean on_hints(PfSession *session, const Pagefusion__Hints *hints)
 	return TRUE;
 }
 
+/* Ascending and disjoint: then one pass is enough for all of them, however many a guest names. */
+static gboolean take_ranges(
+	const Pagefusion__Withdrawn *withdrawn, uint64_t n_pages, GArray *ranges)
+{
+	uint64_t end = 0;
+
+	for (size_t i = 0; i < withdrawn->n_pages; i++) {
+		PfFileRange range = {withdrawn->pages[i]->first_page, withdrawn->pages[i]->n_pages};
+
+		if (!range_fits(range.first_page, range.n_pages, n_pages) || range.first_page < end)
+			return FALSE;
+		end = range.first_page + range.n_pages;
+		g_array_append_val(ranges, range);
+	}
+	return TRUE;
+}
+
 static gboolean on_withdrawn(PfSession *session, const Pagefusion__Withdrawn *withdrawn)
 {
+	g_autoptr(GArray) ranges = g_array_new(FALSE, FALSE, sizeof(PfFileRange));
 	uint32_t id = withdrawn->module_id;
 	uint64_t n_pages = module_pages(session, id);
+	PfFileRange all = {0, n_pages};
 
-	if (n_pages == 0)
+	if (n_pages == 0 || !take_ranges(withdrawn, n_pages, ranges))
 		return FALSE;
-	for (size_t i = 0; i < withdrawn->n_pages; i++) {
-		const Pagefusion__PageRange *range = withdrawn->pages[i];
-
-		if (!range_fits(range->first_page, range->n_pages, n_pages))
-			return FALSE;
-	}
-	for (size_t i = 0; i < withdrawn->n_pages; i++)
-		session->sink->withdrawn(session->userdata, id, withdrawn->pages[i]->first_page,
-			withdrawn->pages[i]->n_pages);
 	if (withdrawn->n_pages == 0) {
 		g_array_index(session->module_pages, uint64_t, id) = 0;
-		session->sink->withdrawn(session->userdata, id, 0, n_pages);
+		g_array_append_val(ranges, all);
 	}
+	session->sink->withdrawn(
+		session->userdata, id, (const PfFileRange *)(void *)ranges->data, ranges->len);
 	return TRUE;
 }
 
@@ -424,7 +400,7 @@ static void make_output(PfSession *session)
 
 	if (session->hello_due) {
 		hello.session_id = session->id;
-		hello.protocol = PROTOCOL_VERSION;
+		hello.protocol = PF_SESSION_PROTOCOL;
 		hello.window = PF_SESSION_WINDOW_FRAMES;
 		message.body_case = PAGEFUSION__HOST_MESSAGE__BODY_HELLO;
 		message.hello = &hello;

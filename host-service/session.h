@@ -3,19 +3,16 @@
 /*
  * One VM's guest channel (proto/PROTOCOL.md): bytes from the guest in, checked hints out. No I/O
  * and no clock of its own. The guest is not trusted: whatever is no valid message of this session
- * is dropped and counted, and what is valid has been checked against the limits below before the
- * sink hears of it.
+ * is dropped and counted, and what is valid has been checked against the protocol's limits before
+ * the sink hears of it.
  */
 #include "common/page.h"
+#include "proto/limits.h"
 #include <glib.h>
 
 typedef struct PfSession PfSession;
 
-#define PF_SESSION_WINDOW_FRAMES    8
-#define PF_SESSION_MAX_RAM_RANGES   64
-#define PF_SESSION_MAX_MODULES      65536
-#define PF_SESSION_MAX_MODULE_PAGES (1ull << 28) /* a file of 1 TiB */
-#define PF_SESSION_MAX_NAME         255          /* bytes; a longer name is cut */
+#define PF_SESSION_WINDOW_FRAMES 8
 
 enum {
 	PF_SESSION_OK = 0,
@@ -23,16 +20,9 @@ enum {
 			       for a while */
 };
 
-typedef struct PfGuestRange {
-	PfGfn first;
-	uint64_t n_pages;
-} PfGuestRange;
-
 /* What the guest said of itself. Text is valid UTF-8 without control characters, made so if it was
  * not. */
 typedef struct PfGuestInfo {
-	uint32_t protocol;
-	uint8_t boot_id[16];
 	const char *agent_version;
 	const char *kernel;
 	uint32_t page_size; /* bytes; a session with another than ours gets no further than this */
@@ -42,7 +32,7 @@ typedef struct PfGuestInfo {
 
 typedef struct PfModuleInfo {
 	const uint8_t *build_id; /* NULL where there is none */
-	size_t build_id_size;    /* at most 64 */
+	size_t build_id_size;    /* at most PF_SESSION_MAX_BUILD_ID */
 	const char *name;        /* valid UTF-8, no control characters */
 	uint64_t n_pages;        /* 1 to PF_SESSION_MAX_MODULE_PAGES */
 } PfModuleInfo;
@@ -59,8 +49,9 @@ typedef struct PfSessionSink {
 	 */
 	void (*hints)(void *userdata, uint32_t module_id, uint64_t file_page, PfGfn gfn,
 		uint32_t n_pages, const PfDigest *digests);
-	/* Pages of a declared module that are not hinted any more. */
-	void (*withdrawn)(void *userdata, uint32_t module_id, uint64_t file_page, uint64_t n_pages);
+	/* Pages of a declared module that are not hinted any more: ascending, disjoint, inside the module. */
+	void (*withdrawn)(
+		void *userdata, uint32_t module_id, const PfFileRange *ranges, size_t n_ranges);
 	/* A scan is complete. */
 	void (*reported)(void *userdata, uint64_t n_modules, uint64_t n_pages);
 } PfSessionSink;
@@ -72,8 +63,8 @@ typedef struct PfSessionCounters {
 	uint64_t refused_hints; /* pages outside RAM or module, or of an undeclared module */
 } PfSessionCounters;
 
-/* sink and userdata must live as long as the session. new_session_id gives random non-zero numbers.
- */
+/* sink and userdata must live as long as the session. new_session_id gives random non-zero
+ * numbers. */
 PfSession *pf_session_new(
 	const PfSessionSink *sink, void *userdata, uint64_t (*new_session_id)(void *userdata));
 void pf_session_free(PfSession *session);

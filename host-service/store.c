@@ -29,8 +29,7 @@
 struct PfStore {
 	uint8_t id[ID_SIZE];
 	int fd, readonly_fd;
-	uint64_t n_frames; /* that there is room for */
-	uint64_t n_written;
+	uint64_t n_frames;  /* that there is room for */
 	GHashTable *chunks; /* frame number >> CHUNK_SHIFT to its bitmap; both owned */
 };
 
@@ -184,13 +183,7 @@ int pf_store_write(PfStore *store, PfFrame frame, const uint8_t page[PF_PAGE_SIZ
 		return r;
 	}
 	*byte |= bit;
-	store->n_written++;
 	return 0;
-}
-
-uint64_t pf_store_frames(const PfStore *store)
-{
-	return store->n_written;
 }
 
 uint64_t pf_store_allocated_kib(const PfStore *store)

@@ -29,8 +29,5 @@ int pf_store_readonly_fd(const PfStore *store);
  */
 int pf_store_write(PfStore *store, PfFrame frame, const uint8_t page[PF_PAGE_SIZE]);
 
-/* Frames that were written. */
-uint64_t pf_store_frames(const PfStore *store);
-
 /* Memory that the memfd takes by the kernel's count (st_blocks), in KiB. */
 uint64_t pf_store_allocated_kib(const PfStore *store);

@@ -5,8 +5,9 @@
  * A VM is fused when its guest is located (guest.c) and its shim is ready. A shim that connects
  * says HELLO; everything that an earlier service fused is RELEASED first, so that what it has and
  * what fusion believes are the same from the start; then ATTACH with the userfaultfd device, and
- * after READY the STORE and the STAGING memfd. A shim that breaks the protocol is disconnected. It
- * comes back by itself and goes through all of this again.
+ * after READY the STORE and the STAGING memfd. PfTalk says how far that is. A shim that breaks the
+ * protocol or speaks out of turn is disconnected. It comes back by itself and goes through all of
+ * this again; a reason that was logged already is not logged at each of its attempts.
  *
  * At most MAX_ORDERS are with the shim at once, one CAPTURE among them because captures share the
  * staging memfd.
@@ -20,7 +21,19 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-#define MAX_ORDERS 4
+#define MAX_ORDERS     4
+#define RELEASE_ID     1
+#define DEVICE_RETRY_S 2
+
+/* Which message of the conversation with the shim comes next. LOST and STATE come at any time. */
+typedef enum PfTalk {
+	TALK_HELLO,     /* HELLO */
+	TALK_FOREIGN,   /* none: there is no version in common */
+	TALK_RELEASING, /* RELEASED */
+	TALK_DEVICE,    /* none: the broker is asked for the device */
+	TALK_ATTACHING, /* READY, also after one that said no */
+	TALK_READY,     /* answers to orders */
+} PfTalk;
 
 typedef struct Outstanding {
 	uint64_t id; /* 0: a free place */
@@ -39,8 +52,12 @@ struct PfVm {
 
 	PfShimLink *shim;
 	guint shim_serial; /* counts shims: an answer meant for an earlier one is void */
-	gboolean shim_ready;
-	char *shim_reason; /* why it is not ready; NULL: it is, or on its way */
+	PfTalk talk;
+	char *shim_reason;     /* why it is not ready; NULL: it is, or on its way */
+	char *logged;          /* the newest reason that was logged, of any shim */
+	gboolean logged_ready; /* ready was logged after it */
+	gboolean logged_stop;  /* once: what has stopped in QEMU never starts again */
+	guint device_source;
 	PfShimState state;
 	int staging;
 	Outstanding orders[MAX_ORDERS];
@@ -54,13 +71,34 @@ static void unref(PfVm *vm)
 		return;
 	g_free(vm->name);
 	g_free(vm->shim_reason);
+	g_free(vm->logged);
 	g_free(vm->held);
 	g_free(vm);
 }
 
+/* Takes the reason why the shim is not ready, and logs it when it is news. */
+static void set_reason(PfVm *vm, PfLogLevel level, char *reason)
+{
+	gboolean news = g_strcmp0(reason, vm->logged) != 0;
+
+	pf_log(news ? level : PF_LOG_DEBUG, "%s: %s", vm->name, reason);
+	g_free(vm->shim_reason);
+	vm->shim_reason = reason;
+	if (!news)
+		return;
+	g_free(vm->logged);
+	vm->logged = g_strdup(reason);
+	vm->logged_ready = FALSE;
+}
+
+static void speaks_out_of_turn(PfVm *vm)
+{
+	pf_shim_link_close(vm->shim, "it spoke out of turn");
+}
+
 static void update_ready(PfVm *vm)
 {
-	pf_fusion_set_ready(vm->fusion, vm->shim_ready && pf_guest_located(vm->guest));
+	pf_fusion_set_ready(vm->fusion, vm->talk == TALK_READY && pf_guest_located(vm->guest));
 	vm->context->wanted(vm->context->userdata);
 }
 
@@ -69,13 +107,13 @@ static void on_guest_changed(void *userdata)
 	update_ready(userdata);
 }
 
-static void drop_shim(PfVm *vm, char *reason)
+static void drop_shim(PfVm *vm)
 {
 	g_clear_pointer(&vm->shim, pf_shim_link_free);
-	vm->shim_ready = FALSE;
+	g_clear_handle_id(&vm->device_source, g_source_remove);
+	vm->talk = TALK_HELLO;
 	vm->shim_serial++;
-	g_free(vm->shim_reason);
-	vm->shim_reason = reason;
+	g_clear_pointer(&vm->shim_reason, g_free);
 	vm->has_held = FALSE;
 	memset(vm->orders, 0, sizeof vm->orders);
 	memset(&vm->state, 0, sizeof vm->state);
@@ -153,7 +191,7 @@ void pf_vm_pump(PfVm *vm)
 {
 	Outstanding *place;
 
-	while (vm->shim_ready && (place = find_order(vm, 0))) {
+	while (vm->talk == TALK_READY && (place = find_order(vm, 0))) {
 		if (!vm->has_held &&
 			!pf_fusion_next_order(vm->fusion, vm->held, g_get_monotonic_time()))
 			return;
@@ -170,8 +208,8 @@ static void on_closed(void *userdata, const char *reason)
 {
 	PfVm *vm = userdata;
 
-	pf_warning("%s: the shim is gone: %s", vm->name, reason);
-	drop_shim(vm, g_strdup_printf("the shim in QEMU is gone: %s", reason));
+	drop_shim(vm);
+	set_reason(vm, PF_LOG_WARNING, g_strdup_printf("the shim in QEMU is gone: %s", reason));
 }
 
 /* The order that an answer is for, and no other kind; its place is free then. FALSE: there is none,
@@ -247,7 +285,7 @@ static void on_lost(void *userdata, const PfShimLost *lost, size_t n)
 	int64_t now = g_get_monotonic_time();
 
 	/* Before READY it speaks of what an earlier service fused. */
-	for (size_t i = 0; vm->shim_ready && i < n; i++) {
+	for (size_t i = 0; vm->talk == TALK_READY && i < n; i++) {
 		for (uint32_t done = 0, count; done < lost[i].n_pages; done += count) {
 			PfHva hva = {lost[i].hva + done * PF_PAGE_SIZE};
 			uint32_t left = lost[i].n_pages - done;
@@ -271,63 +309,81 @@ static void on_state(void *userdata, const PfShimState *state)
 {
 	PfVm *vm = userdata;
 
-	if (state->stopped && !vm->state.stopped)
+	if (state->stopped && !vm->logged_stop)
 		pf_error("%s: the shim has stopped fusing: %s", vm->name,
 			g_strerror(state->stopped_error));
+	vm->logged_stop |= state->stopped != 0;
 	vm->state = *state;
 }
 
 /* Getting ready */
 
-static int make_staging(void)
+static int make_staging(GError **error)
 {
 	int fd = memfd_create("pagefusion-staging", MFD_CLOEXEC | MFD_ALLOW_SEALING);
 
-	if (fd < 0)
-		return -1;
-	if (ftruncate(fd, PF_SHIM_MAX_CAPTURE * PF_PAGE_SIZE) < 0 ||
-		fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) < 0) {
+	if (fd >= 0 && ftruncate(fd, PF_SHIM_MAX_CAPTURE * PF_PAGE_SIZE) == 0 &&
+		fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) == 0)
+		return fd;
+	g_set_error(error, G_IO_ERROR, g_io_error_from_errno(errno),
+		"no memfd to receive pages in: %s", g_strerror(errno));
+	if (fd >= 0)
 		close(fd);
-		return -1;
-	}
-	return fd;
+	return -1;
+}
+
+static void begin_fusing(PfVm *vm)
+{
+	PfShimStore store = {0};
+
+	memcpy(store.group_id, pf_store_id(vm->store), sizeof store.group_id);
+	pf_shim_link_send(
+		vm->shim, PF_SHIM_STORE, 0, &store, sizeof store, pf_store_readonly_fd(vm->store));
+	pf_shim_link_send(vm->shim, PF_SHIM_STAGING, 0, NULL, 0, vm->staging);
+	vm->talk = TALK_READY;
+	pf_log(vm->logged_ready ? PF_LOG_DEBUG : PF_LOG_INFO, "%s: the shim is ready", vm->name);
+	vm->logged_ready = TRUE;
+	update_ready(vm);
 }
 
 static void on_ready(void *userdata, const PfShimReady *ready)
 {
 	PfVm *vm = userdata;
-	PfShimStore store = {0};
 
+	if (vm->talk != TALK_ATTACHING) {
+		speaks_out_of_turn(vm);
+		return;
+	}
 	g_clear_pointer(&vm->shim_reason, g_free);
 	switch (ready->code) {
 	case PF_SHIM_READY_OK:
-		break;
+		begin_fusing(vm);
+		return;
 	case PF_SHIM_READY_NO_BLOCKS:
 		vm->shim_reason = g_strdup("QEMU has no RAM of private anonymous memory");
 		return;
 	case PF_SHIM_READY_NO_FEATURES:
-		vm->shim_reason = g_strdup_printf(
-			"the host's kernel lacks userfaultfd features (0x%" G_GINT64_MODIFIER
-			"x): Linux 6.8 or later is needed (Debian 12: linux-image-amd64 from "
-			"bookworm-backports)",
-			(guint64)ready->missing_features);
-		pf_error("%s: %s", vm->name, vm->shim_reason);
+		set_reason(vm, PF_LOG_ERROR,
+			g_strdup_printf(
+				"the host's kernel lacks userfaultfd features (0x%" G_GINT64_MODIFIER
+				"x): Linux 6.8 or later is needed (Debian 12: linux-image-amd64 from "
+				"bookworm-backports)",
+				(guint64)ready->missing_features));
 		return;
 	default:
-		vm->shim_reason =
-			g_strdup_printf("the shim cannot start: %s", g_strerror(ready->error));
-		pf_error("%s: %s", vm->name, vm->shim_reason);
-		return;
+		set_reason(vm, PF_LOG_ERROR,
+			g_strdup_printf("the shim cannot start: %s", g_strerror(ready->error)));
 	}
-	if (vm->shim_ready)
-		return;
-	memcpy(store.group_id, pf_store_id(vm->store), sizeof store.group_id);
-	pf_shim_link_send(
-		vm->shim, PF_SHIM_STORE, 0, &store, sizeof store, pf_store_readonly_fd(vm->store));
-	pf_shim_link_send(vm->shim, PF_SHIM_STAGING, 0, NULL, 0, vm->staging);
-	vm->shim_ready = TRUE;
-	pf_info("%s: the shim is ready", vm->name);
-	update_ready(vm);
+}
+
+static gboolean on_device_again(gpointer userdata);
+
+/* A kernel without the device does not get one; any other error may pass. */
+static void no_device(PfVm *vm, const GError *error)
+{
+	set_reason(vm, PF_LOG_ERROR, g_strdup(error->message));
+	if (!g_error_matches(error, G_IO_ERROR, G_IO_ERROR_NOT_SUPPORTED))
+		vm->device_source = g_timeout_add_seconds(DEVICE_RETRY_S, on_device_again, vm);
 }
 
 typedef struct Attach {
@@ -340,15 +396,15 @@ static void on_device(GObject *source, GAsyncResult *result, gpointer userdata)
 	g_autofree Attach *attach = userdata;
 	PfVm *vm = attach->vm;
 	g_autoptr(GError) error = NULL;
-	int fd = pf_broker_open_userfaultfd_finish(vm->context->broker, result, &error);
+	int fd = pf_broker_open_userfaultfd_finish(result, &error);
 
 	if (!vm->closed && attach->serial == vm->shim_serial) {
 		if (fd >= 0) {
+			g_clear_pointer(&vm->shim_reason, g_free);
+			vm->talk = TALK_ATTACHING;
 			pf_shim_link_send(vm->shim, PF_SHIM_ATTACH, 1, NULL, 0, fd);
 		} else {
-			pf_error("%s: %s", vm->name, error->message);
-			g_free(vm->shim_reason);
-			vm->shim_reason = g_strdup(error->message);
+			no_device(vm, error);
 		}
 	}
 	if (fd >= 0)
@@ -356,9 +412,8 @@ static void on_device(GObject *source, GAsyncResult *result, gpointer userdata)
 	unref(vm);
 }
 
-static void on_released(void *userdata, uint64_t id)
+static void ask_for_device(PfVm *vm)
 {
-	PfVm *vm = userdata;
 	Attach *attach = g_new(Attach, 1);
 
 	vm->refs++;
@@ -366,18 +421,43 @@ static void on_released(void *userdata, uint64_t id)
 	pf_broker_open_userfaultfd(vm->context->broker, on_device, attach);
 }
 
+static gboolean on_device_again(gpointer userdata)
+{
+	PfVm *vm = userdata;
+
+	vm->device_source = 0;
+	ask_for_device(vm);
+	return G_SOURCE_REMOVE;
+}
+
+static void on_released(void *userdata, uint64_t id)
+{
+	PfVm *vm = userdata;
+
+	if (vm->talk != TALK_RELEASING || id != RELEASE_ID) {
+		speaks_out_of_turn(vm);
+		return;
+	}
+	vm->talk = TALK_DEVICE;
+	ask_for_device(vm);
+}
+
 static void on_hello(void *userdata, const PfShimHello *hello)
 {
 	PfVm *vm = userdata;
 
+	if (vm->talk != TALK_HELLO) {
+		speaks_out_of_turn(vm);
+		return;
+	}
 	if (hello->version_oldest > PF_SHIM_VERSION || hello->version < PF_SHIM_VERSION) {
 		/* It goes on revoking by itself; only fusing needs a version in common. */
-		g_free(vm->shim_reason);
-		vm->shim_reason = g_strdup_printf(
-			"the VM's shim speaks protocol %u to %u and this service %u: "
-			"restart the VM to load the installed one",
-			hello->version_oldest, hello->version, PF_SHIM_VERSION);
-		pf_warning("%s: %s", vm->name, vm->shim_reason);
+		vm->talk = TALK_FOREIGN;
+		set_reason(vm, PF_LOG_WARNING,
+			g_strdup_printf(
+				"the VM's shim speaks protocol %u to %u and this service %u: "
+				"restart the VM to load the installed one",
+				hello->version_oldest, hello->version, PF_SHIM_VERSION));
 		return;
 	}
 	if (hello->page_size != PF_PAGE_SIZE) {
@@ -387,7 +467,8 @@ static void on_hello(void *userdata, const PfShimHello *hello)
 	if (hello->fused_pages > 0)
 		pf_info("%s: %" G_GUINT64_FORMAT " pages of an earlier connection are released",
 			vm->name, (guint64)hello->fused_pages);
-	pf_shim_link_send(vm->shim, PF_SHIM_RELEASE, 1, NULL, 0, -1);
+	vm->talk = TALK_RELEASING;
+	pf_shim_link_send(vm->shim, PF_SHIM_RELEASE, RELEASE_ID, NULL, 0, -1);
 }
 
 static const PfShimLinkEvents shim_events = {
@@ -403,14 +484,13 @@ static const PfShimLinkEvents shim_events = {
 
 void pf_vm_take_shim(PfVm *vm, PfShimLink *link)
 {
-	drop_shim(vm, NULL);
+	drop_shim(vm);
 	if (pf_shim_link_uid(link) == 0) {
 		/* Root could write to the store through /proc, and so into every VM of the group.
 		 */
-		vm->shim_reason = g_strdup("QEMU runs as root: set user and group in "
-					   "/etc/libvirt/qemu.conf to another "
-					   "user and start the VM again");
-		pf_error("%s: %s", vm->name, vm->shim_reason);
+		set_reason(vm, PF_LOG_ERROR,
+			g_strdup("QEMU runs as root: set user and group in /etc/libvirt/qemu.conf "
+				 "to another user and start the VM again"));
 		pf_shim_link_free(link);
 		return;
 	}
@@ -420,19 +500,20 @@ void pf_vm_take_shim(PfVm *vm, PfShimLink *link)
 
 /* The VM */
 
-PfVm *pf_vm_new(const PfVmContext *context, const PfDomain *domain, PfStore *store)
+PfVm *pf_vm_new(const PfVmContext *context, const PfDomain *domain, PfStore *store, GError **error)
 {
-	PfVm *vm = g_new0(PfVm, 1);
+	int staging = make_staging(error);
+	PfVm *vm;
 
+	if (staging < 0)
+		return NULL;
+	vm = g_new0(PfVm, 1);
 	vm->refs = 1;
 	vm->context = context;
 	vm->name = g_strdup(domain->name);
 	vm->store = store;
 	vm->held = g_new0(PfOrder, 1);
-	vm->staging = make_staging();
-	if (vm->staging < 0)
-		vm->shim_reason =
-			g_strdup_printf("no memory to receive pages: %s", g_strerror(errno));
+	vm->staging = staging;
 	vm->fusion = pf_fusion_add_vm(context->fusion, domain->group, vm);
 	vm->guest = pf_guest_new(context->broker, vm->fusion, domain, &guest_events, vm);
 	pf_vm_update(vm, domain);
@@ -445,17 +526,17 @@ void pf_vm_free(PfVm *vm)
 		return;
 	vm->closed = TRUE;
 	g_clear_pointer(&vm->shim, pf_shim_link_free);
+	g_clear_handle_id(&vm->device_source, g_source_remove);
 	g_clear_pointer(&vm->guest, pf_guest_free);
 	pf_fusion_remove_vm(vm->fusion);
 	vm->fusion = NULL;
-	if (vm->staging >= 0)
-		close(vm->staging);
+	close(vm->staging);
 	unref(vm);
 }
 
 void pf_vm_update(PfVm *vm, const PfDomain *domain)
 {
-	pf_guest_set_channel(vm->guest, domain->channel[0] != 0);
+	pf_guest_update(vm->guest, domain);
 }
 
 static const char *reason_of(const PfVm *vm)
@@ -467,7 +548,7 @@ static const char *reason_of(const PfVm *vm)
 	if (!vm->shim)
 		return "the VM's QEMU has not connected: was it started before page fusion was "
 		       "turned on?";
-	if (!vm->shim_ready)
+	if (vm->talk != TALK_READY)
 		return "the shim is getting ready";
 	if (vm->state.stopped)
 		return "the shim has stopped fusing after an error (see the service's log); "

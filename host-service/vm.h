@@ -4,9 +4,9 @@
 #include "common/digest.h"
 #include "host-service/broker.h"
 #include "host-service/fusion.h"
-#include "host-service/service.h"
 #include "host-service/shim_link.h"
 #include "host-service/store.h"
+#include "host-service/view.h"
 
 typedef struct PfVm PfVm;
 
@@ -20,11 +20,12 @@ typedef struct PfVmContext {
 	void *userdata;
 } PfVmContext;
 
-/* Joins the domain's trust group, whose store this is; the store must live as long as the VM. */
-PfVm *pf_vm_new(const PfVmContext *context, const PfDomain *domain, PfStore *store);
+/* Joins the domain's trust group, whose store this is; the store must live as long as the VM. NULL
+ * with error set: no memory, or no descriptor is left. */
+PfVm *pf_vm_new(const PfVmContext *context, const PfDomain *domain, PfStore *store, GError **error);
 void pf_vm_free(PfVm *vm);
 
-/* The same domain, its state or channel changed. */
+/* The same domain; its state, channel or memory changed. */
 void pf_vm_update(PfVm *vm, const PfDomain *domain);
 
 /* The connection of this VM's shim; consumed. An earlier one is dropped: the process has given it

@@ -11,8 +11,8 @@ G_DEFINE_AUTOPTR_CLEANUP_FUNC(PfDbusManager, g_object_unref)
  * it. */
 PfDbusManager *pf_ctl_connect(PfCtl *ctl, PfCtlExit *code);
 
-/* Reports why a call failed: one line that says what and what to do. Returns the exit code for it.
- */
+/* Reports why a call failed: one line that says what and what to do. Returns the exit code for
+ * it. */
 PfCtlExit pf_ctl_call_failed(PfCtl *ctl, const GError *error);
 
 /* The empty dictionary of options; a floating reference. */

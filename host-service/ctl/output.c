@@ -1,25 +1,12 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * Names of VMs come from whoever defines them, kernel versions from guests. A terminal obeys
- * control characters, also those of U+0080 to U+009F, and formatting characters can make text look
- * like other text; neither gets through. In JSON the same characters are escaped, which changes
+ * Names of VMs come from whoever defines them, kernel versions from guests; what a terminal would
+ * obey (common/text.h) does not get through. In JSON the same characters are escaped, which changes
  * nothing for a parser.
  */
 #include "host-service/ctl/output.h"
+#include "common/text.h"
 #include <string.h>
-
-static gboolean is_harmful(gunichar c)
-{
-	switch (g_unichar_type(c)) {
-	case G_UNICODE_CONTROL:
-	case G_UNICODE_FORMAT:
-	case G_UNICODE_LINE_SEPARATOR:
-	case G_UNICODE_PARAGRAPH_SEPARATOR:
-		return TRUE;
-	default:
-		return FALSE;
-	}
-}
 
 /* As in JSON: a character beyond U+FFFF is a pair of surrogates. */
 static void append_escape(GString *to, gunichar c)
@@ -39,7 +26,7 @@ char *pf_ctl_escape(const char *string, PfCtlQuote quote)
 	for (const char *p = valid; *p != '\0'; p = g_utf8_next_char(p)) {
 		gunichar c = g_utf8_get_char(p);
 
-		if (is_harmful(c)) {
+		if (pf_text_is_harmful(c)) {
 			append_escape(escaped, c);
 			continue;
 		}

@@ -30,7 +30,7 @@ static void check_request(const uint8_t *data, size_t size)
 	for (uint32_t i = 0; i < request.n_ranges; i++) {
 		uint64_t last = request.ranges[i].first.v + (request.ranges[i].n_pages - 1);
 
-		require(last >= request.ranges[i].first.v && last < PF_BROKER_MAX_GFN);
+		require(last >= request.ranges[i].first.v && last < PF_GFN_END);
 	}
 }
 

@@ -285,6 +285,16 @@ static void op_write(Model *model, ModelVm *m, Input *in)
 			     PF_SHIM_LOST_REVOKED, model->now_us) == 0);
 }
 
+static void op_withdrawn(ModelVm *m, Input *in)
+{
+	unsigned module = take(in, N_MODULES + 1), first = take(in, N_PAGES);
+	PfFileRange ranges[2] = {{first, UINT64_C(1) << take(in, 64)}};
+
+	ranges[1].first_page = MIN(ranges[0].n_pages, N_PAGES) + first;
+	ranges[1].n_pages = ranges[0].n_pages;
+	pf_fusion_withdrawn(m->vm, module, ranges, 1 + (ranges[0].n_pages < N_PAGES));
+}
+
 static void op_time(Model *model, Input *in)
 {
 	int64_t next = pf_fusion_next_tick_us(model->fusion);
@@ -354,8 +364,7 @@ static void one_call(Model *model, Input *in)
 		op_write(model, m, in);
 		break;
 	case 11:
-		pf_fusion_withdrawn(m->vm, take(in, N_MODULES + 1), take(in, N_PAGES),
-			UINT64_C(1) << take(in, 64));
+		op_withdrawn(m, in);
 		break;
 	case 12:
 		op_time(model, in);

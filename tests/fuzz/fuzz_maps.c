@@ -2,7 +2,7 @@
 /* Lines of /proc/PID/maps, and the cleaning of the names in them. */
 #include "guest-agent/maps.h"
 #include "common/page.h"
-#include "guest-agent/text.h"
+#include "common/text.h"
 #include <stdlib.h>
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);

@@ -61,7 +61,7 @@ static void on_started(void *userdata, const PfGuestInfo *info)
 	uint64_t behind = 0;
 
 	check(!guest->started && !guest->mute);
-	check(info->protocol >= 1 && info->n_ram >= 1 && info->n_ram <= PF_SESSION_MAX_RAM_RANGES);
+	check(info->n_ram >= 1 && info->n_ram <= PF_SESSION_MAX_RAM_RANGES);
 	check_text(info->agent_version);
 	check_text(info->kernel);
 	for (size_t i = 0; i < info->n_ram; i++) {
@@ -69,7 +69,7 @@ static void on_started(void *userdata, const PfGuestInfo *info)
 
 		check(range->first.v >= behind && range->n_pages > 0);
 		behind = range->first.v + range->n_pages;
-		check(behind > range->first.v && behind <= 1ull << 40);
+		check(behind > range->first.v && behind <= PF_GFN_END);
 		guest->ram[i] = *range;
 	}
 	guest->n_ram = info->n_ram;
@@ -125,13 +125,18 @@ static void on_hints(void *userdata, uint32_t id, uint64_t file_page, PfGfn gfn,
 	(void)last;
 }
 
-static void on_withdrawn(void *userdata, uint32_t id, uint64_t file_page, uint64_t n_pages)
+static void on_withdrawn(void *userdata, uint32_t id, const PfFileRange *ranges, size_t n_ranges)
 {
 	Guest *guest = userdata;
 	uint64_t module_pages = pages_of(guest, id);
 
-	check(guest->started && n_pages > 0);
-	check(file_page < module_pages && n_pages <= module_pages - file_page);
+	check(guest->started && n_ranges > 0);
+	for (size_t i = 0; i < n_ranges; i++) {
+		check(ranges[i].n_pages > 0 && ranges[i].first_page < module_pages);
+		check(ranges[i].n_pages <= module_pages - ranges[i].first_page);
+		check(i == 0 ||
+			ranges[i].first_page - ranges[i - 1].first_page >= ranges[i - 1].n_pages);
+	}
 }
 
 static void on_reported(void *userdata, uint64_t n_modules, uint64_t n_pages)

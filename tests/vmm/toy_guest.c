@@ -64,6 +64,14 @@ ToyGuest *toy_guest_new(const char *path, const ToyGuestRange *ranges, size_t n_
 	return guest;
 }
 
+void toy_guest_free(ToyGuest *guest)
+{
+	disconnect(guest);
+	close(guest->listener);
+	pf_frame_reader_deinit(&guest->reader);
+	free(guest);
+}
+
 int toy_guest_listener(const ToyGuest *guest)
 {
 	return guest->listener;

@@ -18,6 +18,7 @@ typedef struct ToyGuestRange {
 
 /* Listens at path; NULL with errno set. ranges must live as long as the guest. */
 ToyGuest *toy_guest_new(const char *path, const ToyGuestRange *ranges, size_t n_ranges);
+void toy_guest_free(ToyGuest *guest);
 
 /* What to poll for input: the listener, and the connection or -1. */
 int toy_guest_listener(const ToyGuest *guest);

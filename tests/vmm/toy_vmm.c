@@ -311,5 +311,7 @@ int main(int argc, char **argv)
 	puts("ready");
 	fflush(stdout);
 	serve();
+	toy_guest_free(guest);
+	pf_hasher_free(hasher);
 	return 0;
 }

@@ -227,8 +227,7 @@ static void lists(void **state)
 	assert_prints(ARGUMENTS("list", "vms", "--long"),
 		"\"web\" {u-1} running, page fusion on, group \"default\", 24000 kB shared\n"
 		"\"e\\\"v\\\\il\\u001b[2J\\u009b\\u000a\" {u-2} shut off, page fusion off, group "
-		"\"g\", "
-		"0 kB shared\n");
+		"\"g\", 0 kB shared\n");
 }
 
 static void shows(void **state)

@@ -105,8 +105,8 @@ static void test_knock(void **state)
 	assert_int_equal(host.n_hellos, 1);
 }
 
-/* A predecessor was killed in the middle of the longest frame: the host waits for the rest of it.
- */
+/* A predecessor was killed in the middle of the longest frame: the host waits for the rest of
+ * it. */
 static void test_flush(void **state)
 {
 	static uint8_t payload[PF_REPORT_MAX_FRAME - PF_FRAME_HEADER_SIZE];

@@ -47,7 +47,7 @@ static Image image_new(void)
 	return image;
 }
 
-static size_t read_id(const void *bytes, size_t size, uint8_t id[PF_ELF_ID_MAX])
+static size_t read_id(const void *bytes, size_t size, uint8_t id[PF_SESSION_MAX_BUILD_ID])
 {
 	int fd = memfd_create("elf", MFD_CLOEXEC);
 	size_t n;
@@ -62,7 +62,7 @@ static size_t read_id(const void *bytes, size_t size, uint8_t id[PF_ELF_ID_MAX])
 static void test_found(void **state)
 {
 	Image image = image_new();
-	uint8_t id[PF_ELF_ID_MAX];
+	uint8_t id[PF_SESSION_MAX_BUILD_ID];
 
 	assert_int_equal(read_id(&image, sizeof(image), id), 20);
 	assert_memory_equal(id, image.id, 20);
@@ -71,7 +71,7 @@ static void test_found(void **state)
 static void test_half_written(void **state)
 {
 	Image image = image_new();
-	uint8_t id[PF_ELF_ID_MAX];
+	uint8_t id[PF_SESSION_MAX_BUILD_ID];
 
 	for (size_t size = 0; size < offsetof(Image, id) + sizeof(image.id); size++)
 		assert_int_equal(read_id(&image, size, id), 0);
@@ -80,7 +80,7 @@ static void test_half_written(void **state)
 static void test_other_files(void **state)
 {
 	Image image = image_new();
-	uint8_t id[PF_ELF_ID_MAX];
+	uint8_t id[PF_SESSION_MAX_BUILD_ID];
 
 	image.name[0] = 'X';
 	assert_int_equal(read_id(&image, sizeof(image), id), 0);
@@ -96,7 +96,7 @@ static void test_other_files(void **state)
 static void test_hostile(void **state)
 {
 	Image image = image_new();
-	uint8_t id[PF_ELF_ID_MAX];
+	uint8_t id[PF_SESSION_MAX_BUILD_ID];
 
 	image.note.n_descsz = UINT32_MAX;
 	assert_int_equal(read_id(&image, sizeof(image), id), 0);
@@ -121,13 +121,13 @@ static void test_long_id(void **state)
 		Image image;
 		uint8_t more[80];
 	} file = {.image = image_new()};
-	uint8_t id[PF_ELF_ID_MAX];
+	uint8_t id[PF_SESSION_MAX_BUILD_ID];
 
-	file.image.note.n_descsz = PF_ELF_ID_MAX;
-	file.image.segment.p_filesz = 16 + PF_ELF_ID_MAX;
-	assert_int_equal(read_id(&file, sizeof(file), id), PF_ELF_ID_MAX);
-	file.image.note.n_descsz = PF_ELF_ID_MAX + 4;
-	file.image.segment.p_filesz = 16 + PF_ELF_ID_MAX + 4;
+	file.image.note.n_descsz = PF_SESSION_MAX_BUILD_ID;
+	file.image.segment.p_filesz = 16 + PF_SESSION_MAX_BUILD_ID;
+	assert_int_equal(read_id(&file, sizeof(file), id), PF_SESSION_MAX_BUILD_ID);
+	file.image.note.n_descsz = PF_SESSION_MAX_BUILD_ID + 4;
+	file.image.segment.p_filesz = 16 + PF_SESSION_MAX_BUILD_ID + 4;
 	assert_int_equal(read_id(&file, sizeof(file), id), 0);
 }
 

@@ -68,7 +68,7 @@ static void test_many(void **state)
 		size += snprintf(text + size, sizeof(text) - (size_t)size,
 			"%08x-%08x : System RAM\n", i * 0x10000, i * 0x10000 + 0xfff);
 	parse(&ram, text);
-	assert_int_equal(ram.n, PF_RAM_MAX_RANGES);
+	assert_int_equal(ram.n, PF_SESSION_MAX_RAM_RANGES);
 	assert_int_equal(ram.ranges[63].first.v, 63 * 16);
 }
 

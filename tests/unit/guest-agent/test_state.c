@@ -245,9 +245,9 @@ static void test_ids(void **state)
 {
 	uint32_t id, last = 0;
 
-	for (uint32_t i = 0; i < PF_STATE_MAX_MODULES; i++) {
+	for (uint32_t i = 0; i < PF_SESSION_MAX_MODULES; i++) {
 		assert_true(pf_state_take_id(&files, &id));
-		assert_true(id < PF_STATE_MAX_MODULES && (i == 0 || id == last + 1));
+		assert_true(id < PF_SESSION_MAX_MODULES && (i == 0 || id == last + 1));
 		last = id;
 	}
 	assert_false(pf_state_take_id(&files, &id));

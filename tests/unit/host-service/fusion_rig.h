@@ -17,7 +17,7 @@ typedef struct Rig {
 	GPtrArray *vms;    /* RigVm */
 	GHashTable *store; /* group and frame -> content + 1 */
 	bool no_memory;    /* publishing fails */
-	uint32_t n_published;
+	uint32_t n_published, n_refused;
 } Rig;
 
 typedef struct RigVm {
@@ -27,8 +27,7 @@ typedef struct RigVm {
 	uint64_t n_pages;
 	uint32_t *ram;
 	int64_t *mapped;  /* frame, or -1 */
-	uint8_t *results; /* PfShimResult that its shim gives for the page, where DONE is not a lie
-			   */
+	uint8_t *results; /* PfShimResult that its shim gives for the page, if DONE is no lie */
 	uint32_t n_run_pages[PF_SHIM_RUN_PAGES + 1]; /* FUSE runs by length */
 } RigVm;
 
@@ -156,8 +155,10 @@ static inline bool rig_publish(void *userdata, uint32_t page_of_order, PfFrame f
 	int64_t key = (int64_t)((uint64_t)capture->m->group << 40 | frame.v);
 	uint32_t content;
 
-	if (rig->no_memory)
+	if (rig->no_memory) {
+		rig->n_refused++;
 		return false;
+	}
 	assert_false(g_hash_table_contains(rig->store, &key));
 	memcpy(&content, capture->digests[page_of_order].bytes, sizeof(content));
 	g_hash_table_insert(

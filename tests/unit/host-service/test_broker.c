@@ -11,8 +11,10 @@
 #include <cmocka.h>
 
 #include "host-service/broker_protocol.h"
+#include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <libvirt/libvirt.h>
 #include <signal.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
@@ -32,6 +34,7 @@ typedef struct Fixture {
 	GHashTable *domains; /* name to PfDomain */
 	guint changes;       /* domain_changed() calls */
 	gboolean connected;
+	guint n_domains_when_connected;
 	char *reason;
 	gboolean closed;
 	GAsyncResult *result;
@@ -56,6 +59,8 @@ static void libvirt_changed(void *userdata, gboolean connected, const char *reas
 	Fixture *f = userdata;
 
 	f->connected = connected;
+	if (connected)
+		f->n_domains_when_connected = g_hash_table_size(f->domains);
 	g_free(f->reason);
 	f->reason = g_strdup(reason);
 }
@@ -178,7 +183,7 @@ static gboolean set_enabled(Fixture *f, const char *vm, gboolean enabled, GError
 	g_clear_object(&f->result);
 	pf_broker_set_enabled(f->broker, vm, enabled, on_result, f);
 	run_until(f, has_result);
-	return pf_broker_set_enabled_finish(f->broker, f->result, error);
+	return pf_broker_set_enabled_finish(f->result, error);
 }
 
 static void expect_refused(
@@ -195,9 +200,9 @@ static void test_sees_domains(void **state)
 	Fixture *f = start("test:///default");
 	const PfDomain *domain;
 
-	run_until(f, has_test_domain);
-	assert_true(f->connected);
+	run_until(f, is_connected);
 	domain = g_hash_table_lookup(f->domains, "test");
+	assert_non_null(domain);
 	assert_string_equal(domain->state, "running");
 	assert_string_equal(domain->group, "default");
 	assert_string_equal(domain->channel, "");
@@ -280,7 +285,7 @@ static void expect_untranslated(Fixture *f, const char *uuid, const PfGuestRange
 	g_clear_object(&f->result);
 	pf_broker_translate(f->broker, uuid, ranges, n_ranges, on_result, f);
 	run_until(f, has_result);
-	assert_false(pf_broker_translate_finish(f->broker, f->result, &hvas, &n_hvas, &error));
+	assert_false(pf_broker_translate_finish(f->result, &hvas, &n_hvas, &error));
 	assert_null(hvas);
 	assert_error(error, code, says);
 }
@@ -314,7 +319,7 @@ static void test_channel_fails_cleanly(void **state)
 	run_until(f, has_six_domains);
 	pf_broker_open_channel(f->broker, RUNS, on_result, f);
 	run_until(f, has_result);
-	assert_int_equal(pf_broker_open_channel_finish(f->broker, f->result, &error), -1);
+	assert_int_equal(pf_broker_open_channel_finish(f->result, &error), -1);
 	assert_error(error, G_IO_ERROR_NOT_SUPPORTED, "does not run with page fusion");
 	stop(f);
 }
@@ -328,7 +333,7 @@ static void test_userfaultfd_is_received(void **state)
 
 	pf_broker_open_userfaultfd(f->broker, on_result, f);
 	run_until(f, has_result);
-	fd = pf_broker_open_userfaultfd_finish(f->broker, f->result, &error);
+	fd = pf_broker_open_userfaultfd_finish(f->result, &error);
 	if (stat("/dev/userfaultfd", &device) < 0) {
 		assert_int_equal(fd, -1);
 		assert_error(error, G_IO_ERROR_NOT_SUPPORTED, "needs Linux 6.8");
@@ -377,6 +382,40 @@ static void test_connects_later(void **state)
 	stop(f);
 }
 
+/* Who hears that libvirt is there can ask for every VM. */
+static void test_domains_are_said_before_connected(void **state)
+{
+	Fixture *f = start(NODE);
+
+	run_until(f, is_connected);
+	assert_int_equal(f->n_domains_when_connected, 6);
+	stop(f);
+}
+
+/* Stands in for libvirt's, in the broker too, which is forked from here. */
+static gboolean cannot_list;
+
+int virConnectListAllDomains(virConnectPtr connection, virDomainPtr **handles, unsigned int flags)
+{
+	static typeof(&virConnectListAllDomains) real;
+
+	*(void **)&real = dlsym(RTLD_NEXT, "virConnectListAllDomains");
+	return real(cannot_list ? NULL : connection, handles, flags);
+}
+
+static void test_says_why_domains_cannot_be_listed(void **state)
+{
+	Fixture *f;
+
+	cannot_list = TRUE;
+	f = start(NODE);
+	cannot_list = FALSE;
+	run_until(f, has_reason);
+	assert_false(f->connected);
+	assert_non_null(strstr(f->reason, "invalid connection pointer in"));
+	stop(f);
+}
+
 static void test_awaited_answers_fail_when_the_broker_dies(void **state)
 {
 	Fixture *f = start("test:///default");
@@ -390,7 +429,7 @@ static void test_awaited_answers_fail_when_the_broker_dies(void **state)
 	f->pid = 0;
 	run_until(f, is_closed);
 	run_until(f, has_result);
-	assert_int_equal(pf_broker_open_userfaultfd_finish(f->broker, f->result, &error), -1);
+	assert_int_equal(pf_broker_open_userfaultfd_finish(f->result, &error), -1);
 	assert_error(error, G_IO_ERROR_CLOSED, "ended");
 	/* Later ones fail likewise. */
 	expect_refused(f, "test", TRUE, G_IO_ERROR_CLOSED, "ended");
@@ -405,7 +444,7 @@ static void test_awaited_answers_fail_when_it_is_freed(void **state)
 	pf_broker_open_userfaultfd(f->broker, on_result, f);
 	g_clear_pointer(&f->broker, pf_broker_free);
 	run_until(f, has_result);
-	assert_int_equal(pf_broker_open_userfaultfd_finish(NULL, f->result, &error), -1);
+	assert_int_equal(pf_broker_open_userfaultfd_finish(f->result, &error), -1);
 	assert_error(error, G_IO_ERROR_CLOSED, "ended");
 	assert_false(f->closed);
 	stop(f);
@@ -417,7 +456,7 @@ static void count_answer(GObject *source, GAsyncResult *result, gpointer userdat
 {
 	g_autoptr(GError) error = NULL;
 
-	assert_false(pf_broker_set_enabled_finish(NULL, result, &error));
+	assert_false(pf_broker_set_enabled_finish(result, &error));
 	assert_error(error, G_IO_ERROR_NOT_FOUND, "there is no VM nobody");
 	n_answers++;
 }
@@ -493,6 +532,8 @@ int main(void)
 		cmocka_unit_test(test_userfaultfd_is_received),
 		cmocka_unit_test(test_session_daemon_is_refused),
 		cmocka_unit_test(test_connects_later),
+		cmocka_unit_test(test_domains_are_said_before_connected),
+		cmocka_unit_test(test_says_why_domains_cannot_be_listed),
 		cmocka_unit_test(test_awaited_answers_fail_when_the_broker_dies),
 		cmocka_unit_test(test_awaited_answers_fail_when_it_is_freed),
 		cmocka_unit_test(test_many_requests_wait),

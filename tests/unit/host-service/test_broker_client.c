@@ -143,7 +143,7 @@ static void test_translate(void **state)
 	toy_broker_set_memory(toy, UUID, memory, G_N_ELEMENTS(memory));
 	pf_broker_translate(broker, UUID, ranges, G_N_ELEMENTS(ranges), on_result, &heard);
 	result = wait_result(&heard);
-	assert_true(pf_broker_translate_finish(broker, result, &hvas, &n, NULL));
+	assert_true(pf_broker_translate_finish(result, &hvas, &n, NULL));
 	assert_int_equal(n, G_N_ELEMENTS(ranges));
 	for (size_t i = 0; i < n; i++)
 		assert_true(hvas[i].v == expected[i]);
@@ -170,7 +170,7 @@ static void test_channel(void **state)
 	toy_broker_set_domain(toy, &domain);
 	pf_broker_open_channel(broker, UUID, on_result, &heard);
 	result = wait_result(&heard);
-	channel = pf_broker_open_channel_finish(broker, result, NULL);
+	channel = pf_broker_open_channel_finish(result, NULL);
 	assert_true(channel >= 0);
 	assert_int_equal(fcntl(channel, F_GETFD), FD_CLOEXEC);
 	accepted = accept(server, NULL, NULL);
@@ -199,13 +199,13 @@ static void test_set_enabled(void **state)
 	toy_broker_set_domain(toy, &domain);
 	pf_broker_set_enabled(broker, "toy", FALSE, on_result, &heard);
 	running = wait_result(&heard);
-	assert_false(pf_broker_set_enabled_finish(broker, running, &error));
+	assert_false(pf_broker_set_enabled_finish(running, &error));
 	assert_true(g_error_matches(error, G_IO_ERROR, G_IO_ERROR_BUSY));
 	domain.active = FALSE;
 	toy_broker_set_domain(toy, &domain);
 	pf_broker_set_enabled(broker, "toy", FALSE, on_result, &heard);
 	off = wait_result(&heard);
-	assert_true(pf_broker_set_enabled_finish(broker, off, NULL));
+	assert_true(pf_broker_set_enabled_finish(off, NULL));
 	assert_false(heard.domain.enabled);
 	pf_broker_free(broker);
 	toy_broker_stop(toy);
@@ -231,7 +231,7 @@ static void test_wrong_messages(void **state)
 	message.id = 1;
 	assert_int_equal(pf_broker_send(fds[1], &message, sizeof(message), -1), 0);
 	result = wait_result(&heard);
-	assert_int_equal(pf_broker_open_userfaultfd_finish(broker, result, &error), -1);
+	assert_int_equal(pf_broker_open_userfaultfd_finish(result, &error), -1);
 	assert_true(g_error_matches(error, G_IO_ERROR, G_IO_ERROR_INVALID_DATA));
 	assert_int_equal(heard.n_closed, 0);
 	message.type = 1;

@@ -55,7 +55,7 @@ static void test_good_requests(void **state)
 	assert_true(check(&channel));
 	assert_true(check(&translate));
 	assert_true(check(&enable));
-	translate.ranges[0] = (PfGuestRange){{PF_BROKER_MAX_GFN - 1}, 1};
+	translate.ranges[0] = (PfGuestRange){{PF_GFN_END - 1}, 1};
 	assert_true(check(&translate));
 }
 
@@ -102,8 +102,8 @@ static void test_wrong_ranges(void **state)
 {
 	static const PfGuestRange wrong[] = {
 		{{0}, 0},
-		{{PF_BROKER_MAX_GFN}, 1},
-		{{1}, PF_BROKER_MAX_GFN},
+		{{PF_GFN_END}, 1},
+		{{1}, PF_GFN_END},
 		{{UINT64_MAX}, 1},
 		{{UINT64_MAX}, UINT64_MAX},
 		{{0}, UINT64_MAX},

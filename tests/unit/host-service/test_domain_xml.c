@@ -240,6 +240,46 @@ static void test_no_channel_without_a_path(void **state)
 	assert_null(pf_domain_xml_channel(xml));
 }
 
+#define DOMAIN_WITH_CHANNEL(channel, target)                                                       \
+	"<domain type='kvm'><name>a</name><devices><channel type='" channel "'>"                   \
+	"<source path='/dev/x'/><target type='" target "' name='" PF_DOMAIN_CHANNEL                \
+	"'/></channel></devices></domain>"
+
+static void test_channel_of_another_type_is_refused(void **state)
+{
+	static const struct {
+		const char *text;
+		gboolean good;
+	} cases[] = {
+		{DOMAIN_WITH_CHANNEL("unix", "virtio"), TRUE},
+		{DOMAIN_WITH_CHANNEL("pty", "virtio"), FALSE},
+		{DOMAIN_WITH_CHANNEL("unix", "xen"), FALSE},
+	};
+
+	for (size_t i = 0; i < G_N_ELEMENTS(cases); i++) {
+		g_autoptr(PfDomainXml) xml = parse(cases[i].text);
+		const char *refusal = pf_domain_xml_refusal(xml);
+
+		assert_int_equal(refusal == NULL, cases[i].good);
+		assert_true(!refusal || strstr(refusal, "<channel> " PF_DOMAIN_CHANNEL));
+	}
+}
+
+/* What `on` takes for the channel is what is read as the channel. */
+static void test_channel_that_is_there_is_used(void **state)
+{
+	g_autoptr(PfDomainXml) xml = parse(DOMAIN_WITH_CHANNEL("unix", "virtio"));
+	g_autoptr(PfDomainXml) other = parse(DOMAIN_WITH_CHANNEL("pty", "virtio"));
+	g_autofree char *path = pf_domain_xml_channel(xml);
+	g_autofree char *on = NULL;
+
+	assert_string_equal(path, "/dev/x");
+	assert_null(pf_domain_xml_channel(other));
+	enable(xml);
+	on = canonical(xml);
+	assert_ptr_equal(strstr(on, "<channel"), g_strrstr(on, "<channel"));
+}
+
 /* The flag without the shim in QEMU's environment is a flag, but nothing that fuses. */
 static void test_group_and_half_a_shim(void **state)
 {
@@ -413,6 +453,8 @@ int main(void)
 		cmocka_unit_test(test_metadata_of_others_stays),
 		cmocka_unit_test(test_running_definition),
 		cmocka_unit_test(test_no_channel_without_a_path),
+		cmocka_unit_test(test_channel_of_another_type_is_refused),
+		cmocka_unit_test(test_channel_that_is_there_is_used),
 		cmocka_unit_test(test_group_and_half_a_shim),
 		cmocka_unit_test(test_direct_files),
 		cmocka_unit_test(test_refused_samples),

@@ -71,8 +71,10 @@ static void test_groups_are_apart(void **state)
 	rig_hint(c, 0, 0, 1, 7);
 	rig_run(&t->rig);
 	assert_int_equal(rig_total(&t->rig).frames, 0);
-	assert_ptr_equal(pf_fusion_vm_group(t->a->vm), pf_fusion_vm_group(t->b->vm));
-	assert_ptr_not_equal(pf_fusion_vm_group(t->a->vm), pf_fusion_vm_group(c->vm));
+	rig_hint(t->b, 0, 0, 1, 7);
+	rig_run(&t->rig);
+	assert_int_equal(rig_total(&t->rig).frames, 1);
+	assert_int_equal(rig_stats(c).fused, 0);
 }
 
 static void test_not_ready_gets_no_orders(void **state)
@@ -280,8 +282,8 @@ static void test_capture_nobody_wants_any_more(void **state)
 	rig_hint(t->a, 0, 0, 1, 7);
 	rig_hint(t->b, 0, 0, 1, 7);
 	assert_true(rig_next(t->a, &t->order));
-	pf_fusion_withdrawn(t->a->vm, 0, 0, 1);
-	pf_fusion_withdrawn(t->b->vm, 0, 0, 1);
+	pf_fusion_withdrawn(t->a->vm, 0, &(PfFileRange){0, 1}, 1);
+	pf_fusion_withdrawn(t->b->vm, 0, &(PfFileRange){0, 1}, 1);
 	rig_check(&t->rig);
 	rig_answer(t->a, &t->order);
 	rig_check(&t->rig);
@@ -292,6 +294,7 @@ static void test_store_is_short_of_memory(void **state)
 {
 	Pair *t = *state;
 	const RigVm *only = NULL;
+	uint32_t n_tries = 0;
 
 	t->rig.no_memory = true;
 	rig_hint(t->a, 0, 0, 4, 7);
@@ -301,6 +304,8 @@ static void test_store_is_short_of_memory(void **state)
 		rig_check(&t->rig);
 		pf_fusion_foreach_pending(t->rig.fusion, note_pending, &only);
 		assert_null(only);
+		/* One page of the four finds it out. */
+		assert_int_equal(t->rig.n_refused, ++n_tries);
 		assert_int_equal(pf_fusion_next_tick_us(t->rig.fusion), t->rig.now_us + delay_us);
 		rig_tick(&t->rig, delay_us);
 	}
@@ -420,7 +425,7 @@ static void test_withdrawn_stays_fused(void **state)
 	Pair *t = *state;
 
 	fuse_both(t);
-	pf_fusion_withdrawn(t->a->vm, 0, 0, 1000);
+	pf_fusion_withdrawn(t->a->vm, 0, &(PfFileRange){0, 1000}, 1);
 	rig_check(&t->rig);
 	assert_int_equal(rig_stats(t->a).hinted, 0);
 	assert_int_equal(rig_stats(t->a).fused, 1);
@@ -444,7 +449,7 @@ static void test_withdrawn_while_ordered(void **state)
 	rig_answer(t->a, &t->order);
 	assert_true(rig_next(t->b, &t->order));
 	assert_int_equal(t->order.type, PF_ORDER_FUSE);
-	pf_fusion_withdrawn(t->b->vm, 0, 0, 2);
+	pf_fusion_withdrawn(t->b->vm, 0, &(PfFileRange){0, 2}, 1);
 	rig_check(&t->rig);
 	t->b->results[1] = PF_SHIM_BUSY;
 	rig_answer(t->b, &t->order);
@@ -459,15 +464,15 @@ static void test_withdrawn_ranges(void **state)
 	Pair *t = *state;
 
 	rig_hint(t->a, 100, 0, 50, 1000);
-	pf_fusion_withdrawn(t->a->vm, 0, 0, 100);
+	pf_fusion_withdrawn(t->a->vm, 0, &(PfFileRange){0, 100}, 1);
 	assert_int_equal(rig_stats(t->a).hinted, 50);
-	pf_fusion_withdrawn(t->a->vm, 0, 150, UINT64_MAX);
-	pf_fusion_withdrawn(t->a->vm, 0, UINT64_MAX, UINT64_MAX);
-	pf_fusion_withdrawn(t->a->vm, 77, 0, UINT64_MAX);
+	pf_fusion_withdrawn(t->a->vm, 0, &(PfFileRange){150, UINT64_MAX}, 1);
+	pf_fusion_withdrawn(t->a->vm, 0, &(PfFileRange){UINT64_MAX, UINT64_MAX}, 1);
+	pf_fusion_withdrawn(t->a->vm, 77, &(PfFileRange){0, UINT64_MAX}, 1);
 	assert_int_equal(rig_stats(t->a).hinted, 50);
-	pf_fusion_withdrawn(t->a->vm, 0, 110, 5);
+	pf_fusion_withdrawn(t->a->vm, 0, &(PfFileRange){110, 5}, 1);
 	assert_int_equal(rig_stats(t->a).hinted, 45);
-	pf_fusion_withdrawn(t->a->vm, 0, 120, UINT64_MAX);
+	pf_fusion_withdrawn(t->a->vm, 0, &(PfFileRange){120, UINT64_MAX}, 1);
 	assert_int_equal(rig_stats(t->a).hinted, 15);
 	rig_check(&t->rig);
 }
@@ -478,8 +483,8 @@ static void test_hints_replace(void **state)
 	PfModuleInfo info = {NULL, 0, "other", 1000};
 	PfDigest digest = rig_digest(7);
 
-	/* A page of the file moves; a gfn goes to another page of the file, and to another module.
-	 */
+	/* A page of the file moves; a gfn goes to another page of the file, and to another
+	 * module. */
 	rig_hint(t->a, 0, 0, 1, 7);
 	rig_hint(t->a, 0, 1, 1, 7);
 	assert_int_equal(rig_stats(t->a).hinted, 1);
@@ -489,7 +494,7 @@ static void test_hints_replace(void **state)
 	pf_fusion_hints(t->a->vm, 1, 9, (PfGfn){1}, 1, &digest, t->rig.now_us);
 	assert_int_equal(rig_stats(t->a).hinted, 1);
 	rig_check(&t->rig);
-	pf_fusion_withdrawn(t->a->vm, 0, 0, 1000);
+	pf_fusion_withdrawn(t->a->vm, 0, &(PfFileRange){0, 1000}, 1);
 	assert_int_equal(rig_stats(t->a).hinted, 1);
 	/* Declared again: its hints are gone. */
 	pf_fusion_module(t->a->vm, 1, &info);

@@ -176,8 +176,8 @@ static void test_memory_of_a_page(void **state)
 	pf_fusion_free(fusion);
 }
 
-/* One digest for every page of two VMs: the worst for everything that walks over holders or pages.
- */
+/* One digest for every page of two VMs: the worst for everything that walks over holders or
+ * pages. */
 static void test_one_digest_for_everything(void **state)
 {
 	enum { N_PAGES = 30000 };
@@ -238,7 +238,7 @@ static void test_frame_numbers_run_out(void **state)
 	rig_init(&rig);
 	a = rig_add(&rig, 0, 64);
 	b = rig_add(&rig, 0, 64);
-	pf_fusion_vm_group(a->vm)->layout.limit = PF_LAYOUT_CHUNK_FRAMES;
+	a->vm->group->layout.limit = PF_LAYOUT_CHUNK_FRAMES;
 	rig_hint(a, 0, 0, 10, 1);
 	rig_hint(b, 0, 0, 10, 1);
 	rig_run(&rig);

@@ -30,9 +30,8 @@ static void on_started(void *userdata, const PfGuestInfo *info)
 {
 	assert_true(g_utf8_validate(info->agent_version, -1, NULL));
 	assert_true(g_utf8_validate(info->kernel, -1, NULL));
-	g_string_append_printf(heard, "started p%u %02x%02x '%s' '%s' %u", info->protocol,
-		info->boot_id[0], info->boot_id[15], info->agent_version, info->kernel,
-		info->page_size);
+	g_string_append_printf(
+		heard, "started '%s' '%s' %u", info->agent_version, info->kernel, info->page_size);
 	for (size_t i = 0; i < info->n_ram; i++)
 		g_string_append_printf(
 			heard, " %" PRIu64 "+%" PRIu64, info->ram[i].first.v, info->ram[i].n_pages);
@@ -52,10 +51,13 @@ static void on_hints(void *userdata, uint32_t id, uint64_t file_page, PfGfn gfn,
 		file_page, n_pages, gfn.v, digests[0].bytes[0], digests[n_pages - 1].bytes[31]);
 }
 
-static void on_withdrawn(void *userdata, uint32_t id, uint64_t file_page, uint64_t n_pages)
+static void on_withdrawn(void *userdata, uint32_t id, const PfFileRange *ranges, size_t n_ranges)
 {
-	g_string_append_printf(
-		heard, "withdrawn %u:%" PRIu64 "+%" PRIu64 ";", id, file_page, n_pages);
+	g_string_append_printf(heard, "withdrawn %u:", id);
+	for (size_t i = 0; i < n_ranges; i++)
+		g_string_append_printf(heard, "%s%" PRIu64 "+%" PRIu64, i > 0 ? "," : "",
+			ranges[i].first_page, ranges[i].n_pages);
+	g_string_append_c(heard, ';');
 }
 
 static void on_reported(void *userdata, uint64_t n_modules, uint64_t n_pages)
@@ -135,7 +137,7 @@ static const Pagefusion__RamRange range_b = {
 	.first_gfn = 256,
 	.n_pages = 1000,
 };
-static uint8_t boot_id[17] = {0xb0, [15] = 0x0f};
+static uint8_t boot_id[17];
 
 typedef struct Hello {
 	AgentMessage message;
@@ -164,7 +166,7 @@ static Hello *valid_hello(void)
 	return &h;
 }
 
-#define VALID_STARTED "started p1 b00f '0.1.0' '6.1.0' 4096 1+159 256+1000;"
+#define VALID_STARTED "started '0.1.0' '6.1.0' 4096 1+159 256+1000;"
 
 static void say_module(uint32_t id, size_t build_id_size, const char *name, uint64_t n_pages)
 {
@@ -199,6 +201,25 @@ static void say_hint(uint32_t id, uint64_t file_page, uint64_t gfn, size_t diges
 	hints.runs = runs;
 	message.body_case = PAGEFUSION__AGENT_MESSAGE__BODY_HINTS;
 	message.hints = &hints;
+	say(&message);
+}
+
+static void say_withdrawn_twice(uint32_t id, PfFileRange a, PfFileRange b)
+{
+	AgentMessage message = PAGEFUSION__AGENT_MESSAGE__INIT;
+	Pagefusion__Withdrawn withdrawn = PAGEFUSION__WITHDRAWN__INIT;
+	Pagefusion__PageRange first = PAGEFUSION__PAGE_RANGE__INIT, second = first,
+			      *ranges[] = {&first, &second};
+
+	first.first_page = a.first_page;
+	first.n_pages = a.n_pages;
+	second.first_page = b.first_page;
+	second.n_pages = b.n_pages;
+	withdrawn.module_id = id;
+	withdrawn.n_pages = 2;
+	withdrawn.pages = ranges;
+	message.body_case = PAGEFUSION__AGENT_MESSAGE__BODY_WITHDRAWN;
+	message.withdrawn = &withdrawn;
 	say(&message);
 }
 
@@ -445,7 +466,7 @@ static void test_false_hellos(void **state)
 	h = valid_hello();
 	second_range(h, 160, (1ull << 40) - 160);
 	say(&h->message);
-	assert_heard("started p1 b00f '0.1.0' '6.1.0' 4096 1+159 160+1099511627616;");
+	assert_heard("started '0.1.0' '6.1.0' 4096 1+159 160+1099511627616;");
 }
 
 static void test_most_ranges(void **state)
@@ -464,7 +485,7 @@ static void test_other_page_size(void **state)
 
 	h->hello.page_size = 65536;
 	say(&h->message);
-	assert_heard("started p1 b00f '0.1.0' '6.1.0' 65536 1+159 256+1000;");
+	assert_heard("started '0.1.0' '6.1.0' 65536 1+159 256+1000;");
 	say_module(7, 20, "libc.so.6", 480);
 	say_hint(7, 0, 300, 32);
 	assert_int_equal(feed(report_end(1)), PF_SESSION_OK);
@@ -483,7 +504,7 @@ static void test_text_is_cleaned(void **state)
 	h->hello.kernel = (char *)"\xc2\x9b\xe2\x80\xae"
 				  "6";
 	say(&h->message);
-	assert_heard("started p1 b00f '1\xef\xbf\xbd[2J\xef\xbf\xbd'"
+	assert_heard("started '1\xef\xbf\xbd[2J\xef\xbf\xbd'"
 		     " '\xef\xbf\xbd\xef\xbf\xbd"
 		     "6' 4096 1+159 256+1000;");
 	memcpy(long_name + 254, "\xc3\xa9", 2); /* does not fit as a whole */
@@ -579,13 +600,20 @@ static void test_withdrawn(void **state)
 	say_withdrawn(2, 1, 0, 1);
 	assert_heard("");
 	assert_int_equal(counters().dropped, 4);
+	/* Overlapping, or not ascending: many of them would cost the host more than the guest. */
+	say_withdrawn_twice(1, (PfFileRange){0, 3}, (PfFileRange){2, 3});
+	say_withdrawn_twice(1, (PfFileRange){5, 3}, (PfFileRange){0, 3});
+	assert_heard("");
+	assert_int_equal(counters().dropped, 6);
+	say_withdrawn_twice(1, (PfFileRange){0, 3}, (PfFileRange){3, 1});
+	assert_heard("withdrawn 1:0+3,3+1;");
 	say_withdrawn(1, 1, 0, 10);
 	say_withdrawn(1, 0, 0, 0);
 	assert_heard("withdrawn 1:0+10;withdrawn 1:0+10;");
 	say_withdrawn(1, 0, 0, 0);
 	say_hint(1, 0, 300, 32);
 	assert_heard("");
-	assert_int_equal(counters().dropped, 5);
+	assert_int_equal(counters().dropped, 7);
 	assert_int_equal(counters().refused_hints, 1);
 }
 

@@ -1,0 +1,22 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#pragma once
+/* What the service shows of itself, on the bus and in metrics. */
+#include "host-service/broker.h"
+#include "host-service/fusion.h"
+
+/* A VM; valid during the call that hands it out. */
+typedef struct PfVmView {
+	const PfDomain *domain;
+	const char *reason; /* why it is not fusing, one sentence; empty when it is, or may at any
+			       moment */
+	const char *agent_version; /* empty: no agent was heard of */
+	const char *kernel;        /* the guest's, empty likewise */
+	gboolean shim_connected;
+	PfFusionVmStats stats; /* zeros while the VM does not run */
+	PfShimState shim;      /* as the shim last said, zeros before */
+} PfVmView;
+
+typedef struct PfHostView {
+	PfFusionStats stats;
+	guint64 store_allocated_kib; /* memory of all stores, by the kernel's count */
+} PfHostView;

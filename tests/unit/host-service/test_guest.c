@@ -1,0 +1,275 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* One guest's channel, session and RAM, with a toy agent and a broker that this file plays. */
+#include "host-service/guest.h"
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <cmocka.h>
+
+#include "fake_broker.h"
+#include "tests/vmm/toy_guest.h"
+#include <glib/gstdio.h>
+#include <signal.h>
+#include <sys/un.h>
+
+static const ToyGuestRange ram[] = {{{0}, 512}, {{0x1000}, 512}};
+
+typedef struct Rig {
+	char dir[32];
+	char *path;
+	int fd; /* the broker's */
+	PfBroker *broker;
+	PfFusion *fusion;
+	PfFusionVm *vm;
+	PfGuest *guest;
+	ToyGuest *agent;
+	PfDomain domain;
+	unsigned n_moved;
+	const char *reason; /* that a test waits for, a part of it */
+} Rig;
+
+static void ignore_domain(void *userdata, const PfDomain *domain)
+{
+}
+
+static void ignore_gone(void *userdata, const char *uuid)
+{
+}
+
+static void ignore_libvirt(void *userdata, gboolean connected, const char *reason)
+{
+}
+
+static void ignore_closed(void *userdata)
+{
+}
+
+static const PfBrokerEvents broker_events = {
+	ignore_domain, ignore_gone, ignore_libvirt, ignore_closed};
+
+static void on_changed(void *userdata)
+{
+}
+
+static void on_moved(void *userdata)
+{
+	((Rig *)userdata)->n_moved++;
+}
+
+static const PfGuestEvents guest_events = {on_changed, on_moved};
+
+static int set_up(void **state)
+{
+	Rig *rig = g_new0(Rig, 1);
+	int fd;
+
+	signal(SIGPIPE, SIG_IGN);
+	strcpy(rig->dir, "/tmp/pf-guest-XXXXXX");
+	assert_non_null(g_mkdtemp(rig->dir));
+	rig->path = g_build_filename(rig->dir, "channel", NULL);
+	rig->agent = toy_guest_new(rig->path, ram, G_N_ELEMENTS(ram));
+	assert_non_null(rig->agent);
+	rig->fd = fake_broker_start(&fd);
+	rig->broker = pf_broker_new(fd, &broker_events, rig);
+	rig->fusion = pf_fusion_new();
+	rig->vm = pf_fusion_add_vm(rig->fusion, "default", NULL);
+	rig->domain = fake_domain();
+	g_strlcpy(rig->domain.channel, rig->path, sizeof rig->domain.channel);
+	rig->guest = pf_guest_new(rig->broker, rig->vm, &rig->domain, &guest_events, rig);
+	*state = rig;
+	return 0;
+}
+
+static int tear_down(void **state)
+{
+	Rig *rig = *state;
+
+	pf_guest_free(rig->guest);
+	pf_fusion_remove_vm(rig->vm);
+	pf_fusion_free(rig->fusion);
+	pf_broker_free(rig->broker);
+	while (g_main_context_iteration(NULL, FALSE))
+		;
+	close(rig->fd);
+	toy_guest_free(rig->agent);
+	g_unlink(rig->path);
+	g_rmdir(rig->dir);
+	g_free(rig->path);
+	g_free(rig);
+	return 0;
+}
+
+static int connect_channel(const Rig *rig)
+{
+	struct sockaddr_un address = {.sun_family = AF_UNIX};
+	int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+
+	g_strlcpy(address.sun_path, rig->path, sizeof address.sun_path);
+	assert_int_equal(connect(fd, (struct sockaddr *)&address, sizeof address), 0);
+	return fd;
+}
+
+static gboolean agent_is_heard(void *userdata)
+{
+	Rig *rig = userdata;
+
+	toy_guest_handle(rig->agent);
+	return pf_guest_agent_version(rig->guest)[0] != 0;
+}
+
+static gboolean ram_is_asked_for(void *userdata)
+{
+	Rig *rig = userdata;
+
+	toy_guest_handle(rig->agent);
+	return is_readable(&rig->fd);
+}
+
+/* The channel opens and the agent says hello. */
+static void open_session(Rig *rig)
+{
+	PfBrokerRequest request;
+
+	pf_guest_update(rig->guest, &rig->domain);
+	request = fake_broker_next(rig->fd, PF_BROKER_OPEN_CHANNEL);
+	fake_broker_answer(rig->fd, &request, connect_channel(rig));
+	turn_until(agent_is_heard, rig);
+}
+
+static void answer_hvas(Rig *rig, uint64_t low, uint64_t high)
+{
+	PfBrokerRequest request = fake_broker_next(rig->fd, PF_BROKER_TRANSLATE);
+	PfBrokerMessage answer = {.type = PF_BROKER_ANSWER, .id = request.id, .error = -1};
+
+	assert_int_equal(request.n_ranges, 2);
+	answer.n_hvas = 2;
+	answer.body.hvas[0].v = low;
+	answer.body.hvas[1].v = high;
+	fake_broker_send(rig->fd, &answer, -1);
+}
+
+static void fail_hvas(Rig *rig)
+{
+	PfBrokerRequest request = fake_broker_next(rig->fd, PF_BROKER_TRANSLATE);
+
+	fake_broker_fail(rig->fd, &request, G_IO_ERROR_FAILED, "the monitor is busy");
+}
+
+static gboolean is_located(void *userdata)
+{
+	return pf_guest_located(((Rig *)userdata)->guest);
+}
+
+static gboolean has_reason(void *userdata)
+{
+	Rig *rig = userdata;
+	const char *reason = pf_guest_reason(rig->guest);
+
+	toy_guest_handle(rig->agent);
+	return reason && strstr(reason, rig->reason);
+}
+
+static void wait_for_reason(Rig *rig, const char *reason)
+{
+	rig->reason = reason;
+	turn_until(has_reason, rig);
+}
+
+static void test_locating_is_tried_again(void **state)
+{
+	Rig *rig = *state;
+	LogCapture log = capture_log();
+
+	open_session(rig);
+	fail_hvas(rig);
+	wait_for_reason(rig, "cannot be found in QEMU: the monitor is busy");
+	fail_hvas(rig);
+	/* No range is known: as good as no answer. */
+	answer_hvas(rig, 0, 0);
+	wait_for_reason(rig, "none of it lies there in one piece");
+	assert_false(pf_guest_located(rig->guest));
+	assert_int_equal(count_logged(&log, "the monitor is busy"), 1);
+	assert_int_equal(count_logged(&log, "in one piece"), 1);
+	end_capture(&log);
+}
+
+static void test_a_part_is_located(void **state)
+{
+	Rig *rig = *state;
+
+	open_session(rig);
+	answer_hvas(rig, 0, 0x7000000);
+	turn_until(is_located, rig);
+	assert_null(pf_guest_reason(rig->guest));
+	assert_true(pf_guest_hva(rig->guest, (PfGfn){3}, 1).v == 0);
+	assert_true(pf_guest_hva(rig->guest, (PfGfn){0x1003}, 1).v == 0x7003000);
+}
+
+static void test_no_timer_outlives_it(void **state)
+{
+	Rig *rig = *state;
+
+	open_session(rig);
+	fail_hvas(rig);
+	wait_for_reason(rig, "the monitor is busy");
+	assert_non_null(g_main_context_find_source_by_user_data(NULL, rig->guest));
+	pf_guest_free(rig->guest);
+	assert_null(g_main_context_find_source_by_user_data(NULL, rig->guest));
+	rig->guest = pf_guest_new(rig->broker, rig->vm, &rig->domain, &guest_events, rig);
+}
+
+static void test_memory_that_grows(void **state)
+{
+	Rig *rig = *state;
+
+	rig->domain.memory_pages = 1000;
+	open_session(rig);
+	assert_non_null(strstr(pf_guest_reason(rig->guest), "more RAM than the VM can have"));
+	rig->domain.memory_pages = 1024;
+	pf_guest_update(rig->guest, &rig->domain);
+	/* It is asked anew, and now believed. */
+	wait_for_reason(rig, "was not found in QEMU yet");
+	turn_until(ram_is_asked_for, rig);
+	answer_hvas(rig, 0x4000000, 0x7000000);
+	turn_until(is_located, rig);
+	assert_null(pf_guest_reason(rig->guest));
+}
+
+static void test_channel_that_does_not_open(void **state)
+{
+	Rig *rig = *state;
+	LogCapture log = capture_log();
+	PfBrokerRequest request;
+
+	pf_guest_update(rig->guest, &rig->domain);
+	for (int i = 0; i < 2; i++) {
+		request = fake_broker_next(rig->fd, PF_BROKER_OPEN_CHANNEL);
+		fake_broker_fail(
+			rig->fd, &request, G_IO_ERROR_PERMISSION_DENIED, "the door is locked");
+		wait_for_reason(rig, "the door is locked");
+	}
+	/* Another event of the domain changes nothing about the pause. */
+	pf_guest_update(rig->guest, &rig->domain);
+	request = fake_broker_next(rig->fd, PF_BROKER_OPEN_CHANNEL);
+	assert_int_equal(count_logged(&log, "the door is locked"), 1);
+	end_capture(&log);
+	fake_broker_answer(rig->fd, &request, connect_channel(rig));
+	turn_until(agent_is_heard, rig);
+	wait_for_reason(rig, "was not found in QEMU yet");
+}
+
+int main(void)
+{
+#define TEST(test) cmocka_unit_test_setup_teardown(test, set_up, tear_down)
+	const struct CMUnitTest tests[] = {
+		TEST(test_locating_is_tried_again),
+		TEST(test_a_part_is_located),
+		TEST(test_no_timer_outlives_it),
+		TEST(test_memory_that_grows),
+		TEST(test_channel_that_does_not_open),
+	};
+#undef TEST
+
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}
