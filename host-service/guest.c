@@ -268,7 +268,8 @@ static void on_hints(void *userdata, uint32_t module_id, uint64_t file_page, PfG
 			g_get_monotonic_time());
 }
 
-static void on_withdrawn(void *userdata, uint32_t module_id, const PfFileRange *ranges, size_t n_ranges)
+static void on_withdrawn(
+	void *userdata, uint32_t module_id, const PfFileRange *ranges, size_t n_ranges)
 {
 	PfGuest *guest = userdata;
 

@@ -2,15 +2,20 @@
 #pragma once
 /*
  * A broker that the test plays, one request at a time, in the thread of the main loop: what is
- * awaited stays so until the test answers it. Include cmocka.h before.
+ * awaited stays so until the test answers it.
  */
 #include "host-service/broker_protocol.h"
 #include <poll.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
 #include <unistd.h>
+#include <cmocka.h>
 
 #define FAKE_UUID    "2f6a1c1e-8a0f-4c5f-9d1b-0a5f3a4d7c01"
 #define FAKE_WAIT_US (10 * G_USEC_PER_SEC)

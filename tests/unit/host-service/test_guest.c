@@ -1,12 +1,6 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /* One guest's channel, session and RAM, with a toy agent and a broker that this file plays. */
 #include "host-service/guest.h"
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
-#include <cmocka.h>
-
 #include "fake_broker.h"
 #include "tests/vmm/toy_guest.h"
 #include <glib/gstdio.h>

@@ -4,12 +4,6 @@
  * is the VM's QEMU; it connects as "nobody" where it is root, as QEMU does not run as root.
  */
 #include "host-service/service.h"
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
-#include <cmocka.h>
-
 #include "fake_broker.h"
 #include "proto/shim_protocol.h"
 #include <fcntl.h>
