@@ -10,6 +10,7 @@
  */
 #include "host-service/guest.h"
 #include "common/log.h"
+#include "host-service/received_fds.h"
 #include <errno.h>
 #include <glib-unix.h>
 #include <string.h>
@@ -21,6 +22,9 @@
 #define LOCATE_FIRST_S 2
 #define LOCATE_LAST_S  60
 #define READ_SIZE      65536
+
+/* Sessions that an agent may begin at once; a guest that boots needs two or three. */
+#define SESSIONS_AT_ONCE 16
 
 struct PfGuest {
 	int refs; /* one for the owner, one for each answer of the broker that is awaited */
@@ -38,6 +42,8 @@ struct PfGuest {
 	guint read_source, write_source, reopen_source;
 	char *channel_error; /* why it was not opened the last time; NULL: it was */
 
+	guint n_sessions; /* begun lately: each second takes one off */
+	gint64 sessions_since_us;
 	char *agent_version, *kernel;
 	uint32_t page_size;     /* of the guest; 0: no agent was heard of */
 	guint64 reported_pages; /* RAM by its own account */
@@ -224,6 +230,19 @@ static guint64 n_pages(const PfGuestInfo *info)
 	return n;
 }
 
+/* Each session asks the broker and may release everything: one a second in the long run, a few at once. */
+static void count_session(PfGuest *guest)
+{
+	gint64 now = g_get_monotonic_time();
+	guint passed =
+		(guint)MIN((now - guest->sessions_since_us) / G_USEC_PER_SEC, guest->n_sessions);
+
+	guest->n_sessions -= passed;
+	guest->sessions_since_us =
+		guest->n_sessions == 0 ? now : guest->sessions_since_us + passed * G_USEC_PER_SEC;
+	guest->n_sessions++;
+}
+
 static void on_started(void *userdata, const PfGuestInfo *info)
 {
 	PfGuest *guest = userdata;
@@ -233,6 +252,7 @@ static void on_started(void *userdata, const PfGuestInfo *info)
 	guest->page_size = info->page_size;
 	pf_info("%s: agent %s on Linux %s", guest->name, info->agent_version, info->kernel);
 	pf_fusion_session_started(guest->fusion);
+	count_session(guest);
 	guest->reported_pages = n_pages(info);
 	if (guest->reported_pages > guest->memory_pages && !guest->lies)
 		pf_warning("%s: its agent claims more RAM than the VM can have", guest->name);
@@ -313,7 +333,7 @@ static void close_channel(PfGuest *guest)
 	g_clear_handle_id(&guest->write_source, g_source_remove);
 	stop_locating(guest);
 	if (guest->channel >= 0)
-		close(guest->channel);
+		pf_received_fds_close_later(guest->channel);
 	guest->channel = -1;
 }
 
@@ -359,11 +379,27 @@ static gboolean on_writable(gint fd, GIOCondition condition, gpointer userdata)
 	return guest->write_source ? G_SOURCE_CONTINUE : G_SOURCE_REMOVE;
 }
 
+/* QEMU is at the other end, and might send descriptors that nobody wants. */
+static ssize_t receive(int fd, void *data, size_t size)
+{
+	PfReceivedFds control;
+	struct iovec part = {data, size};
+	struct msghdr message = {.msg_iov = &part,
+		.msg_iovlen = 1,
+		.msg_control = &control,
+		.msg_controllen = sizeof control};
+	ssize_t n = recvmsg(fd, &message, MSG_CMSG_CLOEXEC);
+
+	if (n >= 0)
+		pf_received_fds_drop(&message);
+	return n;
+}
+
 /* 0, or for how many seconds the channel is to be closed. */
 static guint feed(PfGuest *guest)
 {
 	uint8_t data[READ_SIZE];
-	ssize_t n = read(guest->channel, data, sizeof data);
+	ssize_t n = receive(guest->channel, data, sizeof data);
 	int result;
 
 	if (n < 0 && (errno == EAGAIN || errno == EINTR))
@@ -371,10 +407,9 @@ static guint feed(PfGuest *guest)
 	if (n <= 0)
 		return REOPEN_S;
 	result = pf_session_feed(guest->session, data, (size_t)n);
-	if (result != PF_SESSION_OK) {
+	if (result != PF_SESSION_OK || guest->n_sessions > SESSIONS_AT_ONCE) {
 		pf_warning("%s: its agent sends %s; its channel is closed for %d s", guest->name,
-			result == PF_SESSION_E_FLOOD ? "more than it may"
-						     : "what needs more memory than there is",
+			result < 0 ? "what needs more memory than there is" : "more than it may",
 			REOPEN_FLOOD_S);
 		return REOPEN_FLOOD_S;
 	}

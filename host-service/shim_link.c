@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 #include "host-service/shim_link.h"
 #include "common/page.h"
+#include "host-service/received_fds.h"
 #include <errno.h>
 #include <gio/gio.h>
 #include <glib-unix.h>
@@ -42,7 +43,8 @@ void pf_shim_link_free(PfShimLink *link)
 		return;
 	g_clear_handle_id(&link->source, g_source_remove);
 	g_clear_handle_id(&link->close_source, g_source_remove);
-	close(link->fd);
+	/* What it sent and nobody has read is closed with it. */
+	pf_received_fds_close_later(link->fd);
 	g_free(link);
 }
 
@@ -138,24 +140,6 @@ static bool take_packet(PfShimLink *link, uint8_t *packet, size_t size, int flag
 	return dispatch(link, &header, packet + sizeof header, size - sizeof header);
 }
 
-static unsigned close_fds(struct msghdr *message)
-{
-	unsigned n = 0;
-
-	for (struct cmsghdr *c = CMSG_FIRSTHDR(message); c; c = CMSG_NXTHDR(message, c)) {
-		if (c->cmsg_level != SOL_SOCKET || c->cmsg_type != SCM_RIGHTS)
-			continue;
-		for (size_t at = 0; at + sizeof(int) <= c->cmsg_len - CMSG_LEN(0);
-			at += sizeof(int), n++) {
-			int fd;
-
-			memcpy(&fd, CMSG_DATA(c) + at, sizeof fd);
-			close(fd);
-		}
-	}
-	return n;
-}
-
 /* false: nothing more for now, or the connection has failed. */
 static bool receive(PfShimLink *link)
 {
@@ -163,10 +147,7 @@ static bool receive(PfShimLink *link)
 		PfShimHeader align;
 		uint8_t bytes[PF_SHIM_MAX_MESSAGE];
 	} packet;
-	union {
-		struct cmsghdr align;
-		char bytes[CMSG_SPACE(4 * sizeof(int))];
-	} control;
+	PfReceivedFds control;
 	struct iovec part = {&packet, sizeof packet};
 	struct msghdr message = {.msg_iov = &part,
 		.msg_iovlen = 1,
@@ -183,8 +164,8 @@ static bool receive(PfShimLink *link)
 		pf_shim_link_close(link, "it has closed the connection");
 		return false;
 	}
-	if (!take_packet(
-		    link, packet.bytes, (size_t)size, message.msg_flags, close_fds(&message))) {
+	if (!take_packet(link, packet.bytes, (size_t)size, message.msg_flags,
+		    pf_received_fds_drop(&message))) {
 		pf_shim_link_close(link, "it sent what is no message of the protocol");
 		return false;
 	}

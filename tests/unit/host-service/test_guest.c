@@ -1,7 +1,9 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /* One guest's channel, session and RAM, with a toy agent and a broker that this file plays. */
 #include "host-service/guest.h"
+#include "common/frame.h"
 #include "fake_broker.h"
+#include "proto/agent.pb-c.h"
 #include "tests/vmm/toy_guest.h"
 #include <glib/gstdio.h>
 #include <signal.h>
@@ -253,6 +255,44 @@ static void test_channel_that_does_not_open(void **state)
 	wait_for_reason(rig, "was not found in QEMU yet");
 }
 
+typedef struct Knocker {
+	Rig *rig;
+	LogCapture log;
+	unsigned n_sessions; /* that were begun when it knocked last */
+} Knocker;
+
+/* Knocks whenever a session has begun, and so asks for the next one. */
+static gboolean has_knocked_too_often(void *userdata)
+{
+	Knocker *knocker = userdata;
+	Pagefusion__AgentMessage message = PAGEFUSION__AGENT_MESSAGE__INIT;
+	Pagefusion__Knock knock = PAGEFUSION__KNOCK__INIT;
+	uint8_t frame[64], *payload = frame + PF_FRAME_HEADER_SIZE;
+	size_t size;
+
+	message.body_case = PAGEFUSION__AGENT_MESSAGE__BODY_KNOCK;
+	message.knock = &knock;
+	size = pagefusion__agent_message__pack(&message, payload);
+	assert_int_equal(pf_frame_write_header(frame, payload, size), PF_FRAME_OK);
+	if (count_logged(&knocker->log, "agent toy on Linux") > knocker->n_sessions) {
+		knocker->n_sessions++;
+		toy_guest_send_raw(knocker->rig->agent, frame, PF_FRAME_HEADER_SIZE + size);
+	}
+	toy_guest_handle(knocker->rig->agent);
+	return count_logged(&knocker->log, "agent sends more than it may") > 0;
+}
+
+/* Each session costs the broker and the shim something, which other VMs wait for. */
+static void test_too_many_sessions(void **state)
+{
+	Rig *rig = *state;
+	Knocker knocker = {.rig = rig, .log = capture_log()};
+
+	open_session(rig);
+	turn_until(has_knocked_too_often, &knocker);
+	end_capture(&knocker.log);
+}
+
 int main(void)
 {
 #define TEST(test) cmocka_unit_test_setup_teardown(test, set_up, tear_down)
@@ -262,6 +302,7 @@ int main(void)
 		TEST(test_no_timer_outlives_it),
 		TEST(test_memory_that_grows),
 		TEST(test_channel_that_does_not_open),
+		TEST(test_too_many_sessions),
 	};
 #undef TEST
 

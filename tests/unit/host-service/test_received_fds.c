@@ -1,0 +1,127 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* A descriptor that takes its time to close, in a message to us: we do not wait for it. */
+#include "host-service/received_fds.h"
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <setjmp.h>
+#include <cmocka.h>
+#include <arpa/inet.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <netinet/in.h>
+#include <poll.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+#define LINGER_S 10
+
+static void send_fds(int to, const int *fds, size_t n)
+{
+	PfReceivedFds control;
+	char byte = 0;
+	struct iovec part = {&byte, 1};
+	struct msghdr message = {.msg_iov = &part,
+		.msg_iovlen = 1,
+		.msg_control = &control,
+		.msg_controllen = CMSG_SPACE(n * sizeof *fds)};
+
+	*CMSG_FIRSTHDR(&message) = (struct cmsghdr){.cmsg_len = CMSG_LEN(n * sizeof *fds),
+		.cmsg_level = SOL_SOCKET,
+		.cmsg_type = SCM_RIGHTS};
+	memcpy(CMSG_DATA(CMSG_FIRSTHDR(&message)), fds, n * sizeof *fds);
+	assert_int_equal(sendmsg(to, &message, 0), 1);
+}
+
+static unsigned receive_and_drop(int from)
+{
+	PfReceivedFds control;
+	char byte;
+	struct iovec part = {&byte, 1};
+	struct msghdr message = {.msg_iov = &part,
+		.msg_iovlen = 1,
+		.msg_control = &control,
+		.msg_controllen = sizeof control};
+
+	assert_int_equal(recvmsg(from, &message, MSG_CMSG_CLOEXEC), 1);
+	assert_false(message.msg_flags & MSG_CTRUNC);
+	return pf_received_fds_drop(&message);
+}
+
+/* One end of a TCP connection on this machine, with data that the other end does not take. */
+static int lingering_socket(int *peer)
+{
+	struct sockaddr_in address = {
+		.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+	socklen_t size = sizeof address;
+	int listener = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+	int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+	static const char data[65536];
+
+	assert_int_equal(bind(listener, (struct sockaddr *)&address, sizeof address), 0);
+	assert_int_equal(listen(listener, 1), 0);
+	assert_int_equal(getsockname(listener, (struct sockaddr *)&address, &size), 0);
+	assert_int_equal(connect(fd, (struct sockaddr *)&address, sizeof address), 0);
+	*peer = accept4(listener, NULL, NULL, SOCK_CLOEXEC);
+	close(listener);
+	assert_int_equal(fcntl(fd, F_SETFL, O_NONBLOCK), 0);
+	while (write(fd, data, sizeof data) > 0)
+		;
+	assert_int_equal(errno, EAGAIN);
+	assert_int_equal(setsockopt(fd, SOL_SOCKET, SO_LINGER, &(struct linger){1, LINGER_S},
+				 sizeof(struct linger)),
+		0);
+	return fd;
+}
+
+static void test_lingering(void **unused)
+{
+	int pair[2], peer, fd = lingering_socket(&peer);
+	struct timespec before, after;
+
+	assert_int_equal(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair), 0);
+	send_fds(pair[0], &fd, 1);
+	close(fd);
+	clock_gettime(CLOCK_MONOTONIC, &before);
+	assert_int_equal(receive_and_drop(pair[1]), 1);
+	clock_gettime(CLOCK_MONOTONIC, &after);
+	/* Closed here, it would have taken all of it. */
+	assert_true(after.tv_sec - before.tv_sec < LINGER_S - 2);
+	/* Lets it end: the other side resets the connection. */
+	setsockopt(peer, SOL_SOCKET, SO_LINGER, &(struct linger){1, 0}, sizeof(struct linger));
+	close(peer);
+	close(pair[0]);
+	close(pair[1]);
+}
+
+static void test_all_are_closed(void **unused)
+{
+	int pair[2], pipes[2], fds[PF_RECEIVED_FDS_MAX];
+	struct pollfd p = {.events = POLLIN};
+
+	assert_int_equal(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair), 0);
+	assert_int_equal(pipe2(pipes, O_CLOEXEC), 0);
+	for (size_t i = 0; i < PF_RECEIVED_FDS_MAX; i++)
+		fds[i] = pipes[1];
+	send_fds(pair[0], fds, PF_RECEIVED_FDS_MAX);
+	close(pipes[1]);
+	assert_int_equal(receive_and_drop(pair[1]), PF_RECEIVED_FDS_MAX);
+	/* When the last writer is closed the pipe ends. */
+	p.fd = pipes[0];
+	assert_int_equal(poll(&p, 1, 30000), 1);
+	assert_true(p.revents & POLLHUP);
+	close(pipes[0]);
+	close(pair[0]);
+	close(pair[1]);
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(test_lingering),
+		cmocka_unit_test(test_all_are_closed),
+	};
+
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}
