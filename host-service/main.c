@@ -3,6 +3,7 @@
  */
 #include "common/log.h"
 #include "host-service/dbus.h"
+#include "host-service/host_features.h"
 #include "host-service/service.h"
 #include <errno.h>
 #include <glib-unix.h>
@@ -115,6 +116,8 @@ static gboolean run_service(Run *run, GError **error)
 	GPid broker = 0;
 	gboolean done;
 
+	if (!pf_host_features_check("/dev/userfaultfd", error))
+		return FALSE;
 	if (g_mkdir_with_parents(run_dir, 0755) < 0) {
 		g_set_error(error, G_FILE_ERROR, g_file_error_from_errno(errno),
 			"cannot make %s: %s: run as root, or choose another --run-dir", run_dir,

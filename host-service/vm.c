@@ -15,6 +15,7 @@
 #include "host-service/vm.h"
 #include "common/log.h"
 #include "host-service/guest.h"
+#include "host-service/host_features.h"
 #include <errno.h>
 #include <fcntl.h>
 #include <string.h>
@@ -348,6 +349,7 @@ static void begin_fusing(PfVm *vm)
 
 static void on_ready(void *userdata, const PfShimReady *ready)
 {
+	g_autofree char *names = NULL;
 	PfVm *vm = userdata;
 
 	if (vm->talk != TALK_ATTACHING) {
@@ -363,12 +365,8 @@ static void on_ready(void *userdata, const PfShimReady *ready)
 		vm->shim_reason = g_strdup("QEMU has no RAM of private anonymous memory");
 		return;
 	case PF_SHIM_READY_NO_FEATURES:
-		set_reason(vm, PF_LOG_ERROR,
-			g_strdup_printf(
-				"the host's kernel lacks userfaultfd features (0x%" G_GINT64_MODIFIER
-				"x): Linux 6.8 or later is needed (Debian 12: linux-image-amd64 from "
-				"bookworm-backports)",
-				(guint64)ready->missing_features));
+		names = pf_host_feature_names(ready->missing_features);
+		set_reason(vm, PF_LOG_ERROR, g_strdup_printf("the host's kernel lacks %s", names));
 		return;
 	default:
 		set_reason(vm, PF_LOG_ERROR,

@@ -33,9 +33,6 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#define NEEDED_FEATURES                                                                            \
-	(UFFD_FEATURE_PAGEFAULT_FLAG_WP | UFFD_FEATURE_EVENT_REMAP |                               \
-		UFFD_FEATURE_WP_HUGETLBFS_SHMEM | UFFD_FEATURE_WP_UNPOPULATED | UFFD_FEATURE_MOVE)
 #define AREA_BYTES (PF_SHIM_RUN_PAGES * PF_PAGE_SIZE)
 
 PfCore pf_core = {
@@ -115,10 +112,10 @@ static int open_userfaultfd(int device, uint64_t *missing)
 	if (probe < 0)
 		return probe;
 	close(probe);
-	*missing = NEEDED_FEATURES & ~api.features;
+	*missing = PF_UFFD_NEEDED_FEATURES & ~api.features;
 	if (*missing)
 		return -EOPNOTSUPP;
-	return make_userfaultfd(device, NEEDED_FEATURES, &api);
+	return make_userfaultfd(device, PF_UFFD_NEEDED_FEATURES, &api);
 }
 
 static char *map_area(void)
