@@ -137,6 +137,7 @@ static unsigned hear(int shim, uint64_t *id)
 	PfShimHeader header;
 	ssize_t n;
 
+	*id = 0;
 	turn_until(is_readable, &shim);
 	n = recv(shim, &header, sizeof header, MSG_TRUNC);
 	if (n <= 0)
