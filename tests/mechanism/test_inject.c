@@ -154,8 +154,8 @@ static void scenario(void)
 	atomic_store(&armed, true);
 	mech_fuse(page_of(0), first, N_FUSED, results);
 	expect_seeds(0, N, 0, 1);
-	*page_of(1) ^= 0xff;
-	*page_of(1) ^= 0xff;
+	*(volatile uint8_t *)page_of(1) ^= 0xff;
+	*(volatile uint8_t *)page_of(1) ^= 0xff;
 	expect_seeds(0, N, 0, 2);
 	mech_fill(page_of(6), 600);
 	expect_discarded(4, 3, 3);
@@ -248,8 +248,8 @@ static void broken_frame(void)
 	mech_fuse(page_of(0), first, 2, results);
 	expect(results[0] == PF_SHIM_DONE && results[1] == PF_SHIM_DONE, 1);
 	atomic_store(&broken_offset, (long long)(first.v * PF_PAGE_SIZE));
-	*page_of(0) = 1;
-	*page_of(1) ^= 0;
+	*(volatile uint8_t *)page_of(0) = 1;
+	*(volatile uint8_t *)page_of(1) ^= 0;
 	pf_core_state(&state, false);
 	expect(state.stopped == 1 && state.stopped_error == EIO, 2);
 	expect(mech_holds(page_of(1), 1), 3);
