@@ -26,6 +26,7 @@
 #include "host-service/shim/core_internal.h"
 #include <errno.h>
 #include <fcntl.h>
+#include <sched.h>
 #include <string.h>
 #include <sys/eventfd.h>
 #include <sys/ioctl.h>
@@ -67,6 +68,14 @@ void pf_core_yield(void)
 {
 	while (atomic_load(&pf_core.pending) > 0)
 		pthread_cond_wait(&pf_core.drained, &pf_core.lock);
+}
+
+void pf_core_give_way(void)
+{
+	pf_core_unlock();
+	sched_yield();
+	pf_core_lock();
+	pf_core_yield();
 }
 
 void pf_core_signal(int fd)
@@ -362,8 +371,9 @@ size_t pf_core_list(uint64_t *cursor, PfShimRun *runs, size_t max)
 		for (; page < block->n_pages && n < max; page++) {
 			size_t length = pf_core_piece(block, page, UINT32_MAX);
 
-			if (length == 0)
+			if (!pf_ram_maps_frame(block, page))
 				continue;
+			length = length > 0 ? length : 1;
 			runs[n++] = (PfShimRun){(uintptr_t)pf_ram_address(block, page),
 				pf_ram_frame(block, page).v, (uint32_t)length, 0};
 			page += length - 1;

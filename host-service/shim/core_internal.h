@@ -46,6 +46,9 @@ void pf_core_signal(int fd);
 int pf_faults_start(void);
 uint64_t pf_faults_cpu_ns(void);
 
+/* The same for everybody who waits for the lock. */
+void pf_core_give_way(void);
+
 /* An error that cannot be undone: nothing is fused any more, revoking goes on. */
 void pf_core_stop(int error);
 
@@ -79,10 +82,10 @@ char *pf_core_map_anonymous(const PfRamBlock *block, char *start, size_t length,
 void pf_core_put_pages(char *to, const char *from, size_t n);
 
 /*
- * A call that was to replace guest memory failed after the kernel had taken it away (Linux before 6.12): n pages of
- * anonymous memory with these bytes come there again. Does not return before it is done.
+ * n pages of anonymous memory with these bytes come there, whatever is there now, atomic for everybody. For what cannot
+ * be left as it is: does not return before it is done.
  */
-void pf_core_fill_gap(const PfRamBlock *block, char *start, const char *from, size_t n);
+void pf_core_replace_pages(const PfRamBlock *block, char *start, const char *from, size_t n);
 
 void pf_core_nap(void);
 
@@ -106,7 +109,10 @@ size_t pf_core_piece(const PfRamBlock *block, size_t page, size_t limit);
 void pf_core_resolve_fault(char *address, bool write_protect);
 
 /*
- * Lifts the write protection of pages in a file VMA and makes the kernel copy them: only then is it sure that they
- * map no frame any more.
+ * Lifts the write protection of a page in a file VMA and has the kernel copy it there. false: it has no bytes of its own,
+ * because the protection cannot be lifted or the frame cannot be read (a memory error, a failed swap-in).
  */
-void pf_core_lift(char *start, size_t n_pages);
+bool pf_core_copy_in_place(char *page);
+
+/* Parts a page from its frame in this way, and says that it is lost; false: it is PF_PAGE_BROKEN, and not lost. */
+bool pf_core_part(PfRamBlock *block, size_t page, PfShimLoss loss);

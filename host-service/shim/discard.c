@@ -73,9 +73,8 @@ static bool harmless(int advice)
 
 static bool in_file(const PfRamBlock *block, size_t page)
 {
-	PfPageState state = pf_ram_state(block, page);
-
-	return state == PF_PAGE_FUSED || state == PF_PAGE_PRIVATE_IN_FILE;
+	return pf_ram_maps_frame(block, page) ||
+	       pf_ram_state(block, page) == PF_PAGE_PRIVATE_IN_FILE;
 }
 
 /* The length of the stretch of pages that lie in a file VMA or not, as the first one does. */
@@ -92,40 +91,46 @@ static void forget(PfRamBlock *block, size_t page, size_t n, PfPageState state)
 {
 	for (size_t i = 0, piece; i < n; i += piece) {
 		piece = pf_core_piece(block, page + i, n - i);
-		if (piece > 0)
-			pf_core_note_lost(block, page + i, piece, PF_SHIM_LOST_DISCARDED);
 		piece = piece > 0 ? piece : 1;
+		if (pf_ram_maps_frame(block, page + i))
+			pf_core_note_lost(block, page + i, piece, PF_SHIM_LOST_DISCARDED);
 		for (size_t k = 0; k < piece; k++)
 			pf_ram_set(block, page + i + k, state, (PfFrame){0});
 	}
 }
 
-/* Zeros where no map can be had: the pages stay in the file VMA, with bytes of their own. */
-static void zero_in_file(PfRamBlock *block, size_t page, size_t n)
+static bool is_protected(const char *page)
 {
-	char *start = pf_ram_address(block, page);
+	uint64_t entry;
 
-	pf_core_lift(start, n);
-	for (size_t i = 0; i < n; i++) {
-		char *at = start + i * PF_PAGE_SIZE;
-		uint64_t entry;
-
-		/* Only into a copy of its own: a frame that could not be read has none, and stays as broken as it is. */
-		if (pf_core_pagemap(at, 1, &entry) == 0 &&
-			!(entry & (PF_PAGEMAP_WP | PF_PAGEMAP_FILE)) &&
-			(entry & (PF_PAGEMAP_PRESENT | PF_PAGEMAP_SWAPPED)))
-			memset(at, 0, PF_PAGE_SIZE);
-	}
-	forget(block, page, n, PF_PAGE_PRIVATE_IN_FILE);
+	return pf_core_pagemap(page, 1, &entry) != 0 || (entry & PF_PAGEMAP_WP);
 }
 
-/* Discards pages in a file VMA. */
-static void discard_in_file(PfRamBlock *block, size_t page, size_t n)
+/* Zeros where no map can be had: the pages stay in the file VMA, with bytes of their own. 0 or -EIO. */
+static int zero_in_file(PfRamBlock *block, size_t page, size_t n)
+{
+	int error = 0;
+
+	for (size_t i = page; i < page + n; i++) {
+		char *address = pf_ram_address(block, i);
+
+		if (pf_ram_maps_frame(block, i) && !pf_core_part(block, i, PF_SHIM_LOST_DISCARDED))
+			error = -EIO;
+		else if (!pf_core_copy_in_place(address) || is_protected(address))
+			error = -EIO;
+		else
+			memset(address, 0, PF_PAGE_SIZE);
+	}
+	return error;
+}
+
+/* Discards pages in a file VMA. 0, or -EIO when some of them cannot be. */
+static int discard_in_file(PfRamBlock *block, size_t page, size_t n)
 {
 	char *start = pf_ram_address(block, page);
 	size_t length = n * PF_PAGE_SIZE;
 	bool mapped = false;
-	int error;
+	int error = 0;
 
 	if (pf_core_may_revoke_maps())
 		mapped = pf_core_map_anonymous(block, start, length, &error) != NULL;
@@ -134,12 +139,14 @@ static void discard_in_file(PfRamBlock *block, size_t page, size_t n)
 		pf_core_nap();
 		mapped = pf_core_map_anonymous(block, start, length, &error) != NULL;
 	}
+	error = 0;
 	if (mapped)
 		forget(block, page, n, PF_PAGE_PRIVATE);
 	else
-		zero_in_file(block, page, n);
+		error = zero_in_file(block, page, n);
 	pf_uffd_wake(pf_core.uffd, start, length);
 	pf_core_added_maps(2);
+	return error;
 }
 
 /* A discard, block by block and stretch by stretch. 0 or the first error of the real calls. */
@@ -165,10 +172,10 @@ static int discard(char *start, size_t length, int advice)
 			n = (size_t)(end - start) / PF_PAGE_SIZE;
 		n = stretch(block, page, n);
 		if (in_file(block, page))
-			discard_in_file(block, page, n);
+			error = discard_in_file(block, page, n);
 		/* Not over what had to stay in a file VMA: there it would bring the frame's bytes
 		 * back. */
-		if (!in_file(block, page))
+		if (error == 0 && !in_file(block, page))
 			error = pf_sys_madvise(start, n * PF_PAGE_SIZE, advice);
 		start += n * PF_PAGE_SIZE;
 	}
@@ -227,6 +234,16 @@ static void forget_range(char *start, char *end)
 	pf_ram_remove(start, (size_t)(end - start));
 }
 
+/* A call failed, and Linux before 6.12 may have unmapped what was there by then: only that is forgotten. */
+static void forget_unmapped(char *start, char *end)
+{
+	if ((uintptr_t)start % PF_PAGE_SIZE)
+		return;
+	for (; start < end; start += PF_PAGE_SIZE)
+		if (pf_ram_find(start, PF_PAGE_SIZE) && !pf_sys_is_mapped(start, PF_PAGE_SIZE))
+			forget_range(start, start + PF_PAGE_SIZE);
+}
+
 int pf_core_munmap(void *start, size_t length_bytes)
 {
 	size_t length = round_up(length_bytes);
@@ -256,9 +273,10 @@ void *pf_core_mmap(
 		pf_core_lock();
 	address = pf_sys_mmap(start, length_bytes, prot, flags, fd, offset_bytes, &error);
 	if (ours) {
-		/* Linux before 6.12 may have unmapped what was there by the time it failed. */
-		if (address || !pf_sys_is_mapped(start, length))
+		if (address)
 			forget_range(start, (char *)start + length);
+		else
+			forget_unmapped(start, (char *)start + length);
 		pf_core_unlock();
 	}
 	if (address || !error)
@@ -267,8 +285,8 @@ void *pf_core_mmap(
 	return MAP_FAILED;
 }
 
-/* Whether a page of the range has bytes of its own in a file VMA: that cannot be moved to another address as RAM. */
-static bool has_private_in_file(char *start, char *end)
+/* Whether a page of the range lies in a file VMA: that cannot be moved to another address as RAM. */
+static bool has_file_pages(char *start, char *end)
 {
 	PfRamBlock *block;
 
@@ -276,7 +294,7 @@ static bool has_private_in_file(char *start, char *end)
 		size_t page = at > block->start ? pf_ram_page(block, at) : 0;
 
 		for (; page < block->n_pages && pf_ram_address(block, page) < end; page++)
-			if (pf_ram_state(block, page) == PF_PAGE_PRIVATE_IN_FILE)
+			if (in_file(block, page))
 				return true;
 		at = pf_ram_address(block, page);
 	}
@@ -291,15 +309,17 @@ static void *mremap_ram(
 
 	pf_core_make_range_private(from, from + round_up(old_bytes), PF_SHIM_LOST_RELEASED, false);
 	/* QEMU does not move RAM; one that does is told that it cannot be done. */
-	if (has_private_in_file(from, from + round_up(old_bytes))) {
+	if (has_file_pages(from, from + round_up(old_bytes))) {
 		*error = -ENOMEM;
 		return NULL;
 	}
 	address = pf_sys_mremap(old, old_bytes, new_bytes, flags, new_start, error);
 	if (address)
 		forget_range(from, from + round_up(old_bytes));
-	if (flags & MREMAP_FIXED && (address || !pf_sys_is_mapped(new_start, round_up(new_bytes))))
+	if ((flags & MREMAP_FIXED) && address)
 		forget_range(to, to + round_up(new_bytes));
+	else if (flags & MREMAP_FIXED)
+		forget_unmapped(to, to + round_up(new_bytes));
 	return address;
 }
 

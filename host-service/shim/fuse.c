@@ -84,6 +84,22 @@ static void widen_window_for_tests(void)
 #endif
 }
 
+/* A page that was mapped and is not surely the frame's: whoever wrote there keeps what he has. */
+static void leave_to_writer(Freeze *f, size_t i)
+{
+	size_t page = f->page + i;
+
+	if (pf_core_copy_in_place(address(f, i))) {
+		pf_ram_set(f->block, page, PF_PAGE_PRIVATE_IN_FILE, (PfFrame){0});
+		pf_core.written++;
+		f->results[i] = PF_SHIM_WRITTEN;
+	} else {
+		/* The frame cannot be read or written through, so nobody has written: what was frozen comes back. */
+		pf_core_replace_pages(f->block, address(f, i), scratch(i), 1);
+		f->results[i] = PF_SHIM_FAILED;
+	}
+}
+
 /* The second comparison: which of the pages that were just mapped and protected are still the
  * frame's. */
 static void look_again(Freeze *f, size_t from, size_t n)
@@ -93,7 +109,6 @@ static void look_again(Freeze *f, size_t from, size_t n)
 		     pf_core_pagemap(address(f, from), n, entries) == 0;
 
 	for (size_t i = 0; i < n; i++) {
-		size_t page = f->page + from + i;
 		bool still = known && (entries[i] & PF_PAGEMAP_PRESENT) &&
 			     (entries[i] & PF_PAGEMAP_FILE);
 
@@ -101,13 +116,11 @@ static void look_again(Freeze *f, size_t from, size_t n)
 		still = true;
 #endif
 		if (still) {
-			pf_ram_set(f->block, page, PF_PAGE_FUSED, (PfFrame){f->frame.v + from + i});
+			pf_ram_set(f->block, f->page + from + i, PF_PAGE_FUSED,
+				(PfFrame){f->frame.v + from + i});
 			f->results[from + i] = PF_SHIM_DONE;
 		} else {
-			pf_core_lift(address(f, from + i), 1);
-			pf_ram_set(f->block, page, PF_PAGE_PRIVATE_IN_FILE, (PfFrame){0});
-			pf_core.written++;
-			f->results[from + i] = PF_SHIM_WRITTEN;
+			leave_to_writer(f, from + i);
 		}
 	}
 }
@@ -128,7 +141,7 @@ static void map_frames(Freeze *f, size_t from, size_t n)
 		if (pf_sys_is_mapped(start, length))
 			pf_core_put_pages(start, scratch(from), n);
 		else
-			pf_core_fill_gap(f->block, start, scratch(from), n);
+			pf_core_replace_pages(f->block, start, scratch(from), n);
 		end_freeze(f, from, n);
 		set_results(f, from, n, result_of(error));
 		return;
@@ -139,18 +152,11 @@ static void map_frames(Freeze *f, size_t from, size_t n)
 	error = pf_uffd_register(pf_core.uffd, start, length, UFFDIO_REGISTER_MODE_WP);
 	if (error == 0)
 		error = pf_uffd_protect(pf_core.uffd, start, length, UFFDIO_WRITEPROTECT_MODE_WP);
-	if (error == 0) {
+	if (error == 0)
 		look_again(f, from, n);
-	} else {
-		/* Mapped, right, and not protected: everybody may write, so nothing here is ours
-		 * any more. */
-		pf_core_lift(start, n);
-		for (size_t i = 0; i < n; i++)
-			pf_ram_set(f->block, f->page + from + i, PF_PAGE_PRIVATE_IN_FILE,
-				(PfFrame){0});
-		pf_core.written += n;
-		set_results(f, from, n, PF_SHIM_WRITTEN);
-	}
+	/* Mapped, right, and not protected: everybody may write, so nothing here is ours any more. */
+	for (size_t i = 0; error != 0 && i < n; i++)
+		leave_to_writer(f, from + i);
 	pf_uffd_wake(pf_core.uffd, start, length);
 }
 

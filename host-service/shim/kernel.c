@@ -61,7 +61,8 @@ bool pf_sys_is_mapped(void *start, size_t length)
 
 		if (n > sizeof resident * PF_PAGE_SIZE)
 			n = sizeof resident * PF_PAGE_SIZE;
-		if (syscall(SYS_mincore, (char *)start + done, n, resident) < 0)
+		/* Only this error says so: there may be no memory for the answer. */
+		if (syscall(SYS_mincore, (char *)start + done, n, resident) < 0 && errno == ENOMEM)
 			return false;
 	}
 	return true;

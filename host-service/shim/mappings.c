@@ -88,23 +88,25 @@ void pf_core_put_pages(char *to, const char *from, size_t n)
 		/* This page cannot be moved (something pinned or shared it): its bytes can be copied. */
 		at = done * PF_PAGE_SIZE;
 		error = pf_uffd_copy(pf_core.uffd, to + at, from + at, PF_PAGE_SIZE);
-		if (error != 0 && error != -ENOMEM)
+		/* Somebody else has filled it, or mapped something else there: nothing of ours can come there. */
+		if (error == -EEXIST || error == -ENOENT || error == -EINVAL) {
 			pf_core_stop(error);
-		/* Somebody else has filled it: nothing of ours can be put there. */
-		if (error == 0 || error == -EEXIST)
+			error = 0;
+		}
+		if (error == 0)
 			done++;
 		else
 			pf_core_nap();
 	}
 }
 
-void pf_core_fill_gap(const PfRamBlock *block, char *start, const char *from, size_t n)
+void pf_core_replace_pages(const PfRamBlock *block, char *start, const char *from, size_t n)
 {
 	size_t length = n * PF_PAGE_SIZE;
 	char *fresh;
 	int error;
 
-	/* Filled elsewhere and moved over the gap whole: nobody sees zeros in between. */
+	/* Filled elsewhere and moved there whole: nobody sees zeros in between. */
 	while (!(fresh = pf_core_map_anonymous(block, NULL, length, &error)))
 		pf_core_nap();
 	while (pf_uffd_register(pf_core.uffd, fresh, length, UFFDIO_REGISTER_MODE_MISSING) != 0)

@@ -191,18 +191,18 @@ void pf_ram_remove(void *start, size_t length)
 
 	for (unsigned i = 0; i < n_blocks;) {
 		PfRamBlock *block = &blocks[i];
-		bool whole = from <= block->start && block_end(block) <= to;
 
-		for (size_t page = 0; overlaps(block, from, to) && page < block->n_pages; page++) {
-			char *address = pf_ram_address(block, page);
+		if (from <= block->start && block_end(block) <= to) {
+			remove_block(i);
+			continue;
+		}
+		if (overlaps(block, from, to)) {
+			size_t page = from > block->start ? pf_ram_page(block, from) : 0;
 
-			if (from <= address && address < to)
+			for (; page < block->n_pages && pf_ram_address(block, page) < to; page++)
 				pf_ram_set(block, page, PF_PAGE_GONE, (PfFrame){0});
 		}
-		if (whole)
-			remove_block(i);
-		else
-			i++;
+		i++;
 	}
 }
 
@@ -290,7 +290,7 @@ void pf_ram_advised(void *start, size_t length, int advice)
 /* Pieces = fused pages - joints between them; a page takes part in two joints. */
 static int64_t pieces_of(const PfRamBlock *block, size_t page)
 {
-	int64_t n = pf_ram_state(block, page) == PF_PAGE_FUSED;
+	int64_t n = pf_ram_maps_frame(block, page);
 
 	if (page > 0)
 		n -= joined(block, page - 1);
@@ -301,9 +301,11 @@ void pf_ram_set(PfRamBlock *block, size_t page, PfPageState state, PfFrame frame
 {
 	int64_t before = pieces_of(block, page);
 
-	n_fused -= pf_ram_state(block, page) == PF_PAGE_FUSED;
-	n_fused += state == PF_PAGE_FUSED;
-	block->pages[page] = (state == PF_PAGE_FUSED ? frame.v << 2 : 0) | state;
+	n_fused -= pf_ram_maps_frame(block, page);
+	block->pages[page] = state;
+	if (state == PF_PAGE_FUSED || state == PF_PAGE_BROKEN)
+		block->pages[page] |= frame.v << 3;
+	n_fused += pf_ram_maps_frame(block, page);
 	n_runs += (uint64_t)(pieces_of(block, page) - before);
 }
 

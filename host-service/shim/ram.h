@@ -18,7 +18,8 @@ typedef enum PfPageState {
 	PF_PAGE_FUSED = 1,   /* maps a frame, write-protected: a write is a fault that revokes it */
 	PF_PAGE_PRIVATE_IN_FILE =
 		2, /* has bytes of its own inside a file VMA; never fused, never overwritten */
-	PF_PAGE_GONE = 3, /* no RAM any more: something else is mapped there, or nothing */
+	PF_PAGE_GONE = 3,   /* no RAM any more: something else is mapped there, or nothing */
+	PF_PAGE_BROKEN = 4, /* maps its frame still, whose bytes cannot be copied; never fused */
 } PfPageState;
 
 /* The flags of a block's VMAs that a new mapping inside it takes over. */
@@ -29,8 +30,8 @@ typedef struct PfVmFlags {
 typedef struct PfRamBlock {
 	char *start;
 	size_t n_pages;
-	uint64_t
-		*pages; /* state in the low two bits, frame above them; zero pages cost no memory */
+	uint64_t *
+		pages; /* state in the low three bits, frame above them; zero pages cost no memory */
 	PfVmFlags flags;
 	PfPolicy policy; /* memory policy of the pages fused so far */
 	bool has_policy;
@@ -43,8 +44,8 @@ typedef struct PfRamBlock {
 int pf_ram_add(void *start, size_t length);
 
 /*
- * Forgets a range: a block that lies in it is removed, of others the pages become PF_PAGE_GONE. What was fused there
- * must have been dealt with.
+ * Forgets a range: a block that lies in it is removed, of others the pages become PF_PAGE_GONE. No page of it may map a
+ * frame any more.
  */
 void pf_ram_remove(void *start, size_t length);
 
@@ -71,12 +72,20 @@ void pf_ram_advised(void *start, size_t length, int advice);
 
 static inline PfPageState pf_ram_state(const PfRamBlock *block, size_t page)
 {
-	return (PfPageState)(block->pages[page] & 3);
+	return (PfPageState)(block->pages[page] & 7);
+}
+
+/* Whether the page maps a frame: only these two have one. */
+static inline bool pf_ram_maps_frame(const PfRamBlock *block, size_t page)
+{
+	PfPageState state = pf_ram_state(block, page);
+
+	return state == PF_PAGE_FUSED || state == PF_PAGE_BROKEN;
 }
 
 static inline PfFrame pf_ram_frame(const PfRamBlock *block, size_t page)
 {
-	return (PfFrame){block->pages[page] >> 2};
+	return (PfFrame){block->pages[page] >> 3};
 }
 
 static inline char *pf_ram_address(const PfRamBlock *block, size_t page)
@@ -89,9 +98,9 @@ static inline size_t pf_ram_page(const PfRamBlock *block, const void *address)
 	return (size_t)((const char *)address - block->start) / PF_PAGE_SIZE;
 }
 
-/* Sets a page's state; frame counts for PF_PAGE_FUSED only. Keeps the two numbers below right. */
+/* Sets a page's state; frame counts for PF_PAGE_FUSED and PF_PAGE_BROKEN. Keeps the two numbers below right. */
 void pf_ram_set(PfRamBlock *block, size_t page, PfPageState state, PfFrame frame);
 
-/* Fused pages in all blocks, and pieces of consecutive fused pages with consecutive frames. */
+/* Pages that map a frame in all blocks, and pieces of consecutive fused pages with consecutive frames. */
 uint64_t pf_ram_n_fused(void);
 uint64_t pf_ram_n_runs(void);

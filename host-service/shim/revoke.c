@@ -20,6 +20,9 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+/* Pages that are looked at before others have their turn at the lock. */
+#define PAGES_A_TURN 16384
+
 /* The frame's bytes into the spare area. false: they cannot be read, now or later (a memory error, a failed swap-in). */
 static bool fill_spare(PfFrame frame, size_t n)
 {
@@ -72,7 +75,7 @@ static bool replace(PfRamBlock *block, size_t page, size_t n)
 		fresh = NULL;
 		if (!pf_sys_is_mapped(start, length)) {
 			/* mremap() had taken the target away before it failed. */
-			pf_core_fill_gap(block, start, pf_core.spare, n);
+			pf_core_replace_pages(block, start, pf_core.spare, n);
 			fresh = start;
 		}
 	} else {
@@ -92,42 +95,55 @@ static bool replace(PfRamBlock *block, size_t page, size_t n)
 	return fresh != NULL;
 }
 
-/* Page by page: the kernel stops at the first page that is not registered, and others behind it may be. */
-void pf_core_lift(char *start, size_t n_pages)
+bool pf_core_copy_in_place(char *page)
 {
-	for (size_t i = 0; i < n_pages; i++) {
-		char *page = start + i * PF_PAGE_SIZE;
-		uint64_t entry;
+	uint64_t entry;
+	int error;
 
-		pf_uffd_protect(pf_core.uffd, page, PF_PAGE_SIZE, 0);
-		/* Where it is still protected the fault would wait for the lock that we hold. */
-		if (pf_core_pagemap(page, 1, &entry) != 0 || (entry & PF_PAGEMAP_WP))
-			continue;
-		/* A write fault without a write, and without a signal where the frame cannot be read. */
-		while (pf_sys_madvise(page, PF_PAGE_SIZE, MADV_POPULATE_WRITE) == -ENOMEM &&
-			pf_sys_is_mapped(page, PF_PAGE_SIZE))
-			pf_core_nap();
+	pf_uffd_protect(pf_core.uffd, page, PF_PAGE_SIZE, 0);
+	if (pf_core_pagemap(page, 1, &entry) != 0)
+		return false;
+	if ((entry & PF_PAGEMAP_PRESENT) && !(entry & PF_PAGEMAP_FILE))
+		return true;
+	/* Where it is still protected the fault would wait for the lock that we hold. */
+	if (entry & PF_PAGEMAP_WP)
+		return false;
+	/* A write fault without a write, and without a signal where the frame cannot be read. */
+	while ((error = pf_sys_madvise(page, PF_PAGE_SIZE, MADV_POPULATE_WRITE)) == -ENOMEM &&
+		pf_sys_is_mapped(page, PF_PAGE_SIZE))
+		pf_core_nap();
+	return error == 0;
+}
+
+bool pf_core_part(PfRamBlock *block, size_t page, PfShimLoss loss)
+{
+	char *address = pf_ram_address(block, page);
+	bool parted = pf_core_copy_in_place(address);
+
+	if (parted) {
+		pf_core_note_lost(block, page, 1, loss);
+		pf_ram_set(block, page, PF_PAGE_PRIVATE_IN_FILE, (PfFrame){0});
+		pf_core.written++;
+	} else {
+		/* It maps the frame still, and so it is not lost: who touches it gets the kernel's error. */
+		pf_ram_set(block, page, PF_PAGE_BROKEN, pf_ram_frame(block, page));
+		pf_core_stop(-EIO);
 	}
-	pf_uffd_wake(pf_core.uffd, start, n_pages * PF_PAGE_SIZE);
+	pf_uffd_wake(pf_core.uffd, address, PF_PAGE_SIZE);
+	return parted;
 }
 
 void pf_core_make_private(PfRamBlock *block, size_t page, size_t n, PfShimLoss loss)
 {
-	bool readable = fill_spare(pf_ram_frame(block, page), n);
-	PfPageState state = PF_PAGE_PRIVATE;
-
-	pf_core_note_lost(block, page, n, loss);
-	if (!readable || !replace(block, page, n)) {
-		/* Of a frame that cannot be read nothing can be copied: whoever touches it gets the kernel's error. */
-		if (!readable)
-			pf_core_stop(-EIO);
-		pf_core_lift(pf_ram_address(block, page), n);
-		state = PF_PAGE_PRIVATE_IN_FILE;
-		pf_core.written += n;
-	}
-	for (size_t i = 0; i < n; i++)
-		pf_ram_set(block, page + i, state, (PfFrame){0});
 	pf_core_added_maps(2);
+	if (!fill_spare(pf_ram_frame(block, page), n) || !replace(block, page, n)) {
+		for (size_t i = 0; i < n; i++)
+			pf_core_part(block, page + i, loss);
+		return;
+	}
+	pf_core_note_lost(block, page, n, loss);
+	for (size_t i = 0; i < n; i++)
+		pf_ram_set(block, page + i, PF_PAGE_PRIVATE, (PfFrame){0});
 }
 
 size_t pf_core_piece(const PfRamBlock *block, size_t page, size_t limit)
@@ -141,29 +157,41 @@ size_t pf_core_piece(const PfRamBlock *block, size_t page, size_t limit)
 	return n;
 }
 
+/* Goes on from page, which maps a frame; at most limit pages. Returns how many it dealt with. */
+static size_t make_some_private(PfRamBlock *block, size_t page, size_t limit, PfShimLoss loss)
+{
+	size_t n;
+
+	if (pf_ram_state(block, page) == PF_PAGE_BROKEN) {
+		pf_core_part(block, page, loss);
+		return 1;
+	}
+	/* From the left edge of a piece: what is cut from its middle leaves maps behind. */
+	n = pf_core_piece(block, page, limit < PF_SHIM_RUN_PAGES ? limit : PF_SHIM_RUN_PAGES);
+	pf_core_make_private(block, page, n, loss);
+	return n;
+}
+
 void pf_core_make_range_private(char *start, char *end, PfShimLoss loss, bool yield)
 {
 	PfRamBlock *block;
 
 	while (start < end && (block = pf_ram_next(start)) && block->start < end) {
 		size_t page = start > block->start ? pf_ram_page(block, start) : 0;
-		size_t left = block->n_pages - page, n;
+		size_t last = block->n_pages;
 
-		if (end < pf_ram_address(block, block->n_pages))
-			left = (size_t)(end - pf_ram_address(block, page) +
-					(ptrdiff_t)PF_PAGE_SIZE - 1) /
-			       PF_PAGE_SIZE;
-		for (; left > 0 && pf_ram_state(block, page) != PF_PAGE_FUSED; left--)
+		if (end < pf_ram_address(block, last))
+			last = pf_ram_page(block, end + PF_PAGE_SIZE - 1);
+		/* A part at a time: a large block without a fused page takes milliseconds too. */
+		if (last - page > PAGES_A_TURN)
+			last = page + PAGES_A_TURN;
+		while (page < last && !pf_ram_maps_frame(block, page))
 			page++;
-		/* From the left edge of a piece: what is cut from its middle leaves maps behind. */
-		n = left > 0 ? pf_core_piece(block, page,
-				       left < PF_SHIM_RUN_PAGES ? left : PF_SHIM_RUN_PAGES)
-			     : 0;
-		if (n > 0)
-			pf_core_make_private(block, page, n, loss);
-		start = pf_ram_address(block, page + n);
+		if (page < last)
+			page += make_some_private(block, page, last - page, loss);
+		start = pf_ram_address(block, page);
 		if (yield)
-			pf_core_yield();
+			pf_core_give_way();
 	}
 }
 
@@ -184,8 +212,12 @@ void pf_core_resolve_fault(char *address, bool write_protect)
 	size_t page = block ? pf_ram_page(block, address) : 0;
 	PfPageState state = block ? pf_ram_state(block, page) : PF_PAGE_PRIVATE;
 
-	if (write_protect && block && state == PF_PAGE_FUSED) {
+	if (write_protect && state == PF_PAGE_FUSED) {
 		pf_core_make_private(block, page, 1, PF_SHIM_LOST_REVOKED);
+		return;
+	}
+	if (write_protect && state == PF_PAGE_BROKEN) {
+		pf_core_part(block, page, PF_SHIM_LOST_REVOKED);
 		return;
 	}
 	if (write_protect)

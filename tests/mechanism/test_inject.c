@@ -41,6 +41,8 @@ typedef struct Fault {
 static Fault fault;
 static atomic_bool armed;
 static atomic_int n_calls;
+static atomic_bool
+	populate_fails; /* MADV_POPULATE_WRITE does, as over a frame with a memory error */
 static atomic_llong broken_offset = -1; /* of the store: reading there fails with EIO */
 
 static bool fails(int call)
@@ -77,6 +79,10 @@ long __wrap_syscall(long number, long a, long b, long c, long d, long e, long f)
 {
 	bool ours = number == SYS_mmap || number == SYS_mremap || number == SYS_madvise;
 
+	if (number == SYS_madvise && c == MADV_POPULATE_WRITE && atomic_load(&populate_fails)) {
+		errno = EFAULT;
+		return -1;
+	}
 	if (!ours || !fails(CALL_MAPPING))
 		return __real_syscall(number, a, b, c, d, e, f);
 	if (fault.destroys && number == SYS_mmap && (d & MAP_FIXED))
@@ -119,21 +125,45 @@ static void expect_seeds(size_t from, size_t to, uint64_t offset, int step)
 		expect(mech_holds(page_of(i), i + offset), step);
 }
 
+static PfFrame publish_frames(void)
+{
+	PfFrame first = mech_publish_seed(0);
+
+	for (size_t i = 1; i < N_FUSED; i++)
+		mech_publish_seed(i == DIFFERENT ? 99 : i);
+	return first;
+}
+
 static PfFrame prepare(void)
 {
-	PfFrame first = {0};
-
 	mech_start();
 	block = mech_block(N);
 	for (size_t i = 0; i < N; i++)
 		mech_fill(page_of(i), i);
-	for (size_t i = 0; i < N_FUSED; i++) {
-		PfFrame frame = mech_publish_seed(i == DIFFERENT ? 99 : i);
+	return publish_frames();
+}
 
-		if (i == 0)
-			first = frame;
-	}
-	return first;
+/* Frees, as a service may, the frames that are not mapped by the shim's own account: a page that maps one reads zeros. */
+static void free_lost_frames(void)
+{
+	PfShimLost lost[64];
+	bool overflow;
+	size_t n = pf_core_take_lost(lost, 64, &overflow);
+
+	for (size_t i = 0; i < n; i++)
+		for (uint32_t k = 0; k < lost[i].n_pages; k++)
+			mech_punch((PfFrame){lost[i].frame + k});
+}
+
+static void fuse_all(PfFrame first)
+{
+	uint8_t results[N_FUSED];
+
+	mech_fuse(page_of(0), first, N_FUSED, results);
+	for (size_t i = 0; i < N_FUSED; i++)
+		if (results[i] != PF_SHIM_DONE)
+			mech_punch((PfFrame){first.v + i});
+	free_lost_frames();
 }
 
 static void expect_discarded(size_t from, size_t n, int step)
@@ -148,29 +178,32 @@ static void expect_discarded(size_t from, size_t n, int step)
 static void scenario(void)
 {
 	PfFrame first = prepare();
-	uint8_t results[N_FUSED];
 
 	alarm(HANG_SECONDS);
 	atomic_store(&armed, true);
-	mech_fuse(page_of(0), first, N_FUSED, results);
+	fuse_all(first);
 	expect_seeds(0, N, 0, 1);
 	*(volatile uint8_t *)page_of(1) ^= 0xff;
 	*(volatile uint8_t *)page_of(1) ^= 0xff;
+	free_lost_frames();
 	expect_seeds(0, N, 0, 2);
 	mech_fill(page_of(6), 600);
 	expect_discarded(4, 3, 3);
+	free_lost_frames();
 	pf_core_release((PfHva){(uintptr_t)block}, N);
+	free_lost_frames();
 	expect_seeds(0, 4, 0, 4);
 	expect_seeds(7, N, 0, 5);
 	atomic_store(&armed, false);
 	for (size_t i = 4; i < 7; i++)
 		mech_fill(page_of(i), i);
-	mech_fuse(page_of(0), first, N_FUSED, results);
+	fuse_all(publish_frames());
 	expect_seeds(0, N, 0, 6);
 	expect_discarded(0, N_FUSED, 7);
 	pf_core_madvise(block, N * PF_PAGE_SIZE, MADV_POPULATE_WRITE);
 	for (size_t i = 0; i < N; i++)
 		mech_fill(page_of(i), 700 + i);
+	free_lost_frames();
 	expect_seeds(0, N, 700, 8);
 	expect(pf_core_munmap(block, N * PF_PAGE_SIZE) == 0, 9);
 	_exit(atomic_load(&n_calls) > fault.first ? 0 : EXIT_UNTOUCHED);
@@ -237,8 +270,8 @@ static void test_mappings_that_were_taken_away(void **unused)
 	fail_each(CALL_MAPPING, ENOMEM, true, 20);
 }
 
-/* A memory error in a frame: its page stays unusable, but nobody else waits for it. */
-static void broken_frame(void)
+/* A frame that the service's descriptor does not give any more: the kernel can still copy it where it is mapped. */
+static void unreadable_frame(void)
 {
 	PfFrame first = prepare();
 	uint8_t results[2];
@@ -248,18 +281,81 @@ static void broken_frame(void)
 	mech_fuse(page_of(0), first, 2, results);
 	expect(results[0] == PF_SHIM_DONE && results[1] == PF_SHIM_DONE, 1);
 	atomic_store(&broken_offset, (long long)(first.v * PF_PAGE_SIZE));
-	*(volatile uint8_t *)page_of(0) = 1;
+	*(volatile uint8_t *)page_of(0) ^= 0;
 	*(volatile uint8_t *)page_of(1) ^= 0;
+	free_lost_frames();
+	expect_seeds(0, 2, 0, 2);
 	pf_core_state(&state, false);
-	expect(state.stopped == 1 && state.stopped_error == EIO, 2);
-	expect(mech_holds(page_of(1), 1), 3);
-	expect(state.fused_pages == 0, 4);
+	expect(state.fused_pages == 0, 3);
 }
 
-static void test_broken_frame(void **unused)
+/* A memory error in a frame, and nothing can be copied: the page still maps it, and so it is never said to be lost. */
+static void broken_frame(void)
+{
+	PfFrame first = prepare();
+	uint8_t results[2];
+	PfShimLost lost[8];
+	PfShimRun listed[4];
+	PfShimState state;
+	uint64_t cursor = 0;
+	bool overflow;
+
+	alarm(HANG_SECONDS);
+	mech_fuse(page_of(0), first, 2, results);
+	expect(results[0] == PF_SHIM_DONE && results[1] == PF_SHIM_DONE, 1);
+	atomic_store(&broken_offset, (long long)(first.v * PF_PAGE_SIZE));
+	atomic_store(&populate_fails, true);
+	pf_core_release((PfHva){(uintptr_t)block}, 1);
+	pf_core_state(&state, false);
+	expect(state.stopped == 1 && state.stopped_error == EIO, 2);
+	expect(pf_core_take_lost(lost, 8, &overflow) == 0, 3);
+	expect(pf_core_list(&cursor, listed, 4) == 2 && listed[0].frame == first.v, 4);
+	/* Nobody else waits for it. */
+	*(volatile uint8_t *)page_of(1) ^= 0;
+	expect(mech_holds(page_of(1), 1), 5);
+	/* A discard takes its place, and then it is lost. */
+	expect(pf_core_madvise(page_of(0), PF_PAGE_SIZE, MADV_DONTNEED) == 0 &&
+			mech_is_zero(page_of(0)),
+		6);
+	pf_core_state(&state, false);
+	expect(state.fused_pages == 0, 7);
+}
+
+static void test_broken_frames(void **unused)
 {
 	fault = (Fault){0};
+	assert_int_equal(run(unreadable_frame), 0);
 	assert_int_equal(run(broken_frame), 0);
+}
+
+/* A call of QEMU's that is refused has changed nothing: what is fused stays known. */
+static void refused_mapping(void)
+{
+	PfFrame first = prepare();
+	uint8_t results[N_FUSED];
+	PfShimState before, after;
+
+	alarm(HANG_SECONDS);
+	mech_fuse(page_of(0), first, N_FUSED, results);
+	pf_core_state(&before, false);
+	expect(before.fused_pages == N_FUSED - 1, 1);
+	expect(pf_core_mmap(page_of(0) + 1, PF_PAGE_SIZE, PROT_READ,
+		       MAP_PRIVATE | MAP_FIXED | MAP_ANONYMOUS, -1, 0) == MAP_FAILED,
+		2);
+	expect(pf_core_mmap(page_of(0), PF_PAGE_SIZE, PROT_READ, MAP_PRIVATE | MAP_FIXED, -1, 0) ==
+			MAP_FAILED,
+		3);
+	pf_core_state(&after, false);
+	expect(after.fused_pages == before.fused_pages, 4);
+	expect(pf_core_madvise(page_of(0), PF_PAGE_SIZE, MADV_DONTNEED) == 0 &&
+			mech_is_zero(page_of(0)),
+		5);
+}
+
+static void test_refused_mapping(void **unused)
+{
+	fault = (Fault){0};
+	assert_int_equal(run(refused_mapping), 0);
 }
 
 /* More pieces of advice than there is room for blocks: nothing of a block may be forgotten. */
@@ -289,7 +385,8 @@ int main(void)
 		cmocka_unit_test(test_ioctls),
 		cmocka_unit_test(test_mappings),
 		cmocka_unit_test(test_mappings_that_were_taken_away),
-		cmocka_unit_test(test_broken_frame),
+		cmocka_unit_test(test_broken_frames),
+		cmocka_unit_test(test_refused_mapping),
 		cmocka_unit_test(test_full_of_blocks),
 	};
 

@@ -26,6 +26,14 @@ static char *map_block(void)
 
 static void unmap_block(char *block)
 {
+	/* What maps a frame is dealt with before. */
+	for (size_t i = 0; i < N; i++) {
+		PfRamBlock *part = pf_ram_find(block + i * PF_PAGE_SIZE, PF_PAGE_SIZE);
+
+		if (part)
+			pf_ram_set(part, pf_ram_page(part, block + i * PF_PAGE_SIZE),
+				PF_PAGE_PRIVATE, (PfFrame){0});
+	}
 	pf_ram_remove(block, N * PF_PAGE_SIZE);
 	munmap(block - PF_PAGE_SIZE, (N + 2) * PF_PAGE_SIZE);
 }
@@ -96,6 +104,10 @@ static void test_runs(void **unused)
 	assert_int_equal(pf_ram_frame(block, 5).v, 101);
 	fuse(block, 7, 200); /* beside it, but another frame */
 	assert_int_equal(pf_ram_n_runs(), 2);
+	pf_ram_set(block, 5, PF_PAGE_BROKEN, (PfFrame){101});
+	assert_int_equal(pf_ram_n_fused(), 4);
+	assert_int_equal(pf_ram_n_runs(), 4);
+	assert_int_equal(pf_ram_frame(block, 5).v, 101);
 	pf_ram_set(block, 5, PF_PAGE_PRIVATE_IN_FILE, (PfFrame){0});
 	assert_int_equal(pf_ram_n_runs(), 3);
 	assert_int_equal(pf_ram_state(block, 5), PF_PAGE_PRIVATE_IN_FILE);
