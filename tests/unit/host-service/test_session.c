@@ -204,20 +204,20 @@ static void say_hint(uint32_t id, uint64_t file_page, uint64_t gfn, size_t diges
 	say(&message);
 }
 
-static void say_withdrawn_twice(uint32_t id, PfFileRange a, PfFileRange b)
+static void say_withdrawn_ranges(uint32_t id, const PfFileRange *what, size_t n)
 {
 	AgentMessage message = PAGEFUSION__AGENT_MESSAGE__INIT;
 	Pagefusion__Withdrawn withdrawn = PAGEFUSION__WITHDRAWN__INIT;
-	Pagefusion__PageRange first = PAGEFUSION__PAGE_RANGE__INIT, second = first,
-			      *ranges[] = {&first, &second};
+	Pagefusion__PageRange ranges[2], *pointers[] = {&ranges[0], &ranges[1]};
 
-	first.first_page = a.first_page;
-	first.n_pages = a.n_pages;
-	second.first_page = b.first_page;
-	second.n_pages = b.n_pages;
+	for (size_t i = 0; i < n; i++) {
+		pagefusion__page_range__init(&ranges[i]);
+		ranges[i].first_page = what[i].first_page;
+		ranges[i].n_pages = what[i].n_pages;
+	}
 	withdrawn.module_id = id;
-	withdrawn.n_pages = 2;
-	withdrawn.pages = ranges;
+	withdrawn.n_pages = n;
+	withdrawn.pages = pointers;
 	message.body_case = PAGEFUSION__AGENT_MESSAGE__BODY_WITHDRAWN;
 	message.withdrawn = &withdrawn;
 	say(&message);
@@ -225,18 +225,7 @@ static void say_withdrawn_twice(uint32_t id, PfFileRange a, PfFileRange b)
 
 static void say_withdrawn(uint32_t id, size_t n, uint64_t first_page, uint64_t n_pages)
 {
-	AgentMessage message = PAGEFUSION__AGENT_MESSAGE__INIT;
-	Pagefusion__Withdrawn withdrawn = PAGEFUSION__WITHDRAWN__INIT;
-	Pagefusion__PageRange range = PAGEFUSION__PAGE_RANGE__INIT, *ranges[] = {&range};
-
-	range.first_page = first_page;
-	range.n_pages = n_pages;
-	withdrawn.module_id = id;
-	withdrawn.n_pages = n;
-	withdrawn.pages = ranges;
-	message.body_case = PAGEFUSION__AGENT_MESSAGE__BODY_WITHDRAWN;
-	message.withdrawn = &withdrawn;
-	say(&message);
+	say_withdrawn_ranges(id, &(PfFileRange){first_page, n_pages}, n);
 }
 
 static const AgentMessage *report_end(uint64_t session_id)
@@ -601,11 +590,11 @@ static void test_withdrawn(void **state)
 	assert_heard("");
 	assert_int_equal(counters().dropped, 4);
 	/* Overlapping, or not ascending: many of them would cost the host more than the guest. */
-	say_withdrawn_twice(1, (PfFileRange){0, 3}, (PfFileRange){2, 3});
-	say_withdrawn_twice(1, (PfFileRange){5, 3}, (PfFileRange){0, 3});
+	say_withdrawn_ranges(1, (PfFileRange[]){{0, 3}, {2, 3}}, 2);
+	say_withdrawn_ranges(1, (PfFileRange[]){{5, 3}, {0, 3}}, 2);
 	assert_heard("");
 	assert_int_equal(counters().dropped, 6);
-	say_withdrawn_twice(1, (PfFileRange){0, 3}, (PfFileRange){3, 1});
+	say_withdrawn_ranges(1, (PfFileRange[]){{0, 3}, {3, 1}}, 2);
 	assert_heard("withdrawn 1:0+3,3+1;");
 	say_withdrawn(1, 1, 0, 10);
 	say_withdrawn(1, 0, 0, 0);
