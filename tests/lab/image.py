@@ -215,6 +215,14 @@ def default_cache():
     return os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "pagefusion")
 
 
+def _drop_others(cache, kept):
+    """Images made by another recipe: half a gigabyte each, and nobody asks for them any more."""
+    for name in os.listdir(cache):
+        path = os.path.join(cache, name)
+        if name.startswith("guest-") and path != kept and os.path.isdir(path):
+            shutil.rmtree(path, ignore_errors=True)
+
+
 def ensure_image(cache, log_path, say):
     """The image of this recipe: from the cache, or built now. Safe against other runs at the same time."""
     release = _os_release()
@@ -240,6 +248,7 @@ def ensure_image(cache, log_path, say):
             with open(log_path, "w", encoding="utf-8") as log:
                 _build(part, codename, sources, log)
             os.rename(part, final)
+            _drop_others(cache, final)
         finally:
             shutil.rmtree(part, ignore_errors=True)
     return Image(final)
