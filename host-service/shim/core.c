@@ -9,6 +9,10 @@
  * and the real system call behind an interposed one, run under one lock, so that the page table and
  * our states agree whenever the lock is free.
  *
+ * Two states are for what goes wrong. A page is gone when QEMU has put something else there, and
+ * broken when its frame can be neither read nor copied (a memory error): it maps the frame still,
+ * so nobody is told that it is lost.
+ *
  * Three threads, all signals blocked: the fault and the revoke thread (faults.c), and the link's
  * thread (link.c), which fuses, captures, releases and lists. It lets pending faults go first
  * before each run, so that a vCPU waits for one freeze at most.
