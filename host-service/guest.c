@@ -411,6 +411,8 @@ static guint feed(PfGuest *guest)
 		pf_warning("%s: its agent sends %s; its channel is closed for %d s", guest->name,
 			result < 0 ? "what needs more memory than there is" : "more than it may",
 			REOPEN_FLOOD_S);
+		/* The pause was the price: what comes after it counts anew. */
+		guest->n_sessions = 0;
 		return REOPEN_FLOOD_S;
 	}
 	return flush(guest) ? 0 : REOPEN_S;
@@ -443,7 +445,7 @@ static void on_opened(GObject *source, GAsyncResult *result, gpointer userdata)
 	guest->opening = FALSE;
 	if (guest->closed || !guest->available) {
 		if (fd >= 0)
-			close(fd);
+			pf_received_fds_close_later(fd);
 	} else if (fd < 0) {
 		complain(guest, &guest->channel_error, error->message);
 		reopen_later(guest, REOPEN_S);

@@ -18,7 +18,7 @@
 #include <cmocka.h>
 
 #define FAKE_UUID    "2f6a1c1e-8a0f-4c5f-9d1b-0a5f3a4d7c01"
-#define FAKE_WAIT_US (10 * G_USEC_PER_SEC)
+#define FAKE_WAIT_US (30 * G_USEC_PER_SEC)
 
 /* Turns the main loop until condition() holds. */
 static inline void turn_until(gboolean (*condition)(void *userdata), void *userdata)
@@ -63,8 +63,7 @@ static inline void fake_broker_domain(int broker, const PfDomain *domain)
 	fake_broker_send(broker, &event, -1);
 }
 
-/* The next request, which must be of this type. */
-static inline PfBrokerRequest fake_broker_next(int broker, PfBrokerRequestType type)
+static inline PfBrokerRequest fake_broker_next_any(int broker)
 {
 	PfBrokerRequest request;
 	size_t n_fds;
@@ -74,6 +73,14 @@ static inline PfBrokerRequest fake_broker_next(int broker, PfBrokerRequestType t
 	assert_int_equal(
 		pf_broker_receive(broker, &request, sizeof request, &fd, &n_fds), sizeof request);
 	assert_true(pf_broker_check_request(&request, sizeof request, n_fds));
+	return request;
+}
+
+/* The next request, which must be of this type. */
+static inline PfBrokerRequest fake_broker_next(int broker, PfBrokerRequestType type)
+{
+	PfBrokerRequest request = fake_broker_next_any(broker);
+
 	assert_int_equal(request.type, type);
 	return request;
 }

@@ -6,7 +6,9 @@
 #include "proto/agent.pb-c.h"
 #include "tests/vmm/toy_guest.h"
 #include <glib/gstdio.h>
+#include <linux/sockios.h>
 #include <signal.h>
+#include <sys/ioctl.h>
 #include <sys/un.h>
 
 static const ToyGuestRange ram[] = {{{0}, 512}, {{0x1000}, 512}};
@@ -282,6 +284,41 @@ static gboolean has_knocked_too_often(void *userdata)
 	return count_logged(&knocker->log, "agent sends more than it may") > 0;
 }
 
+/* A session has begun after those, or the channel was closed again. */
+static gboolean has_begun_or_ended(void *userdata)
+{
+	Knocker *knocker = userdata;
+
+	toy_guest_handle(knocker->rig->agent);
+	return count_logged(&knocker->log, "agent toy on Linux") > knocker->n_sessions ||
+	       count_logged(&knocker->log, "agent sends more than it may") > 1;
+}
+
+static gboolean all_is_read(void *userdata)
+{
+	Rig *rig = userdata;
+	int unread = -1;
+
+	return ioctl(toy_guest_connection(rig->agent), SIOCOUTQ, &unread) == 0 && unread == 0;
+}
+
+/* As the agent does after a time without a host: zeros, before it answers the hello. */
+static void reopen_channel(Rig *rig)
+{
+	static const uint8_t zeros[4096];
+	PfBrokerRequest request;
+	struct pollfd event = {toy_guest_listener(rig->agent), POLLIN, 0};
+
+	do {
+		request = fake_broker_next_any(rig->fd);
+	} while (request.type != PF_BROKER_OPEN_CHANNEL);
+	fake_broker_answer(rig->fd, &request, connect_channel(rig));
+	assert_int_equal(poll(&event, 1, 10000), 1);
+	toy_guest_handle(rig->agent);
+	assert_true(toy_guest_send_raw(rig->agent, zeros, sizeof zeros));
+	turn_until(all_is_read, rig);
+}
+
 /* Each session costs the broker and the shim something, which other VMs wait for. */
 static void test_too_many_sessions(void **state)
 {
@@ -290,6 +327,11 @@ static void test_too_many_sessions(void **state)
 
 	open_session(rig);
 	turn_until(has_knocked_too_often, &knocker);
+	/* After the pause it is heard again, also when its first bytes begin no session. */
+	knocker.n_sessions = count_logged(&knocker.log, "agent toy on Linux");
+	reopen_channel(rig);
+	turn_until(has_begun_or_ended, &knocker);
+	assert_int_equal(count_logged(&knocker.log, "agent sends more than it may"), 1);
 	end_capture(&knocker.log);
 }
 
