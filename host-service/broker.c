@@ -111,7 +111,7 @@ static void on_answer(PfBroker *broker, const PfBrokerMessage *answer, int *fd)
 		g_task_return_new_error(task, G_IO_ERROR, answer->error, "%s", answer->text);
 	else if (g_task_get_source_tag(task) == pf_broker_translate)
 		return_hvas(task, answer);
-	else if (g_task_get_source_tag(task) == pf_broker_set_enabled)
+	else if (g_task_get_source_tag(task) == pf_broker_modify)
 		g_task_return_boolean(task, TRUE);
 	else
 		return_fd(task, fd);
@@ -293,11 +293,14 @@ gboolean pf_broker_translate_finish(
 	return TRUE;
 }
 
-void pf_broker_set_enabled(PfBroker *broker, const char *vm, gboolean enabled,
+void pf_broker_modify(PfBroker *broker, const char *vm, const PfVmSettings *settings,
 	GAsyncReadyCallback callback, void *userdata)
 {
-	GTask *task = new_task(callback, userdata, pf_broker_set_enabled);
-	PfBrokerRequest request = {.type = PF_BROKER_SET_ENABLED, .enabled = enabled ? 1 : 0};
+	GTask *task = new_task(callback, userdata, pf_broker_modify);
+	PfBrokerRequest request = {.type = PF_BROKER_MODIFY,
+		.changes = settings->changes,
+		.enabled = settings->enabled ? 1 : 0,
+		.thp = settings->thp};
 
 	/* Cut: then it is no VM's name either. */
 	if (g_strlcpy(request.vm, vm, sizeof(request.vm)) >= sizeof(request.vm))
@@ -305,7 +308,7 @@ void pf_broker_set_enabled(PfBroker *broker, const char *vm, gboolean enabled,
 	submit(broker, task, &request);
 }
 
-gboolean pf_broker_set_enabled_finish(GAsyncResult *result, GError **error)
+gboolean pf_broker_modify_finish(GAsyncResult *result, GError **error)
 {
 	return g_task_propagate_boolean(G_TASK(result), error);
 }

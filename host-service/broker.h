@@ -8,6 +8,7 @@
  */
 #include "common/page.h"
 #include "host-service/session.h"
+#include "host-service/thp.h"
 #include <gio/gio.h>
 
 typedef struct PfBroker PfBroker;
@@ -23,6 +24,7 @@ typedef struct PfDomain {
 	char refusal[256]; /* why this domain cannot be fused, one sentence; empty when it can */
 	char channel[108]; /* path of the guest channel's unix socket; empty when it has none or
 			      does not run */
+	PfThp thp;         /* of the flag; PF_THP_DEFAULT where it names none */
 	gboolean enabled;  /* the flag: of the live definition while it runs, else of the persistent
 			      one */
 	gboolean active;   /* it has a QEMU process */
@@ -86,11 +88,23 @@ void pf_broker_translate(PfBroker *broker, const char *uuid, const PfGuestRange 
 gboolean pf_broker_translate_finish(
 	GAsyncResult *result, PfHva **hvas, size_t *n_ranges, GError **error);
 
+typedef enum PfVmSetting {
+	PF_VM_SET_ENABLED = 1 << 0,
+	PF_VM_SET_THP = 1 << 1,
+} PfVmSetting;
+
+/* What to change in a definition; what `changes` does not name is zero here, and stays there. */
+typedef struct PfVmSettings {
+	guint changes; /* PfVmSetting bits, at least one */
+	gboolean enabled;
+	PfThp thp; /* only with a flag that is on, or turned on with it */
+} PfVmSettings;
+
 /*
- * Turns the flag of a shut-off domain on or off in its persistent definition. vm is a name or a
- * UUID. G_IO_ERROR_* with one line that says what and what to do: NOT_FOUND, BUSY (not shut off),
+ * Changes settings of a shut-off domain in its persistent definition, all or none. vm is a name or
+ * a UUID. G_IO_ERROR_* with one line that says what and what to do: NOT_FOUND, BUSY (not shut off),
  * NOT_SUPPORTED (refused; the message names the element of the definition), FAILED.
  */
-void pf_broker_set_enabled(PfBroker *broker, const char *vm, gboolean enabled,
+void pf_broker_modify(PfBroker *broker, const char *vm, const PfVmSettings *settings,
 	GAsyncReadyCallback callback, void *userdata);
-gboolean pf_broker_set_enabled_finish(GAsyncResult *result, GError **error);
+gboolean pf_broker_modify_finish(GAsyncResult *result, GError **error);

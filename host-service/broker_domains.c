@@ -116,6 +116,7 @@ static void fill_from_xml(const PfDomainXml *xml, PfDomain *domain)
 	if (channel)
 		put_text(domain->channel, sizeof(domain->channel), channel);
 	fill_group(xml, domain);
+	domain->thp = pf_domain_xml_thp(xml);
 	if (domain->active && pf_domain_xml_is_qemu(xml))
 		domain->pid = pf_qemu_pid(PF_QEMU_PID_DIR, domain->name, domain->uuid);
 }
@@ -157,8 +158,9 @@ static gboolean same_domain(const PfDomain *a, const PfDomain *b)
 {
 	return strcmp(a->name, b->name) == 0 && strcmp(a->group, b->group) == 0 &&
 	       strcmp(a->state, b->state) == 0 && strcmp(a->refusal, b->refusal) == 0 &&
-	       strcmp(a->channel, b->channel) == 0 && a->enabled == b->enabled &&
-	       a->active == b->active && a->pid == b->pid && a->memory_pages == b->memory_pages;
+	       strcmp(a->channel, b->channel) == 0 && a->thp == b->thp &&
+	       a->enabled == b->enabled && a->active == b->active && a->pid == b->pid &&
+	       a->memory_pages == b->memory_pages;
 }
 
 static void emit_domain(PfBrokerDomains *domains, const PfDomain *domain)

@@ -42,5 +42,5 @@ int pf_broker_serve_userfaultfd(GError **error);
 int pf_broker_serve_channel(const PfBrokerDomains *domains, const char *uuid, GError **error);
 gboolean pf_broker_serve_translate(const PfBrokerDomains *domains, virConnectPtr connection,
 	const PfBrokerRequest *request, PfHva *hvas, GError **error);
-gboolean pf_broker_serve_set_enabled(PfBrokerDomains *domains, virConnectPtr connection,
-	const PfBrokerConfig *config, const char *vm, gboolean enabled, GError **error);
+gboolean pf_broker_serve_modify(PfBrokerDomains *domains, virConnectPtr connection,
+	const PfBrokerConfig *config, const PfBrokerRequest *request, GError **error);

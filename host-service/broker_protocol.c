@@ -52,6 +52,21 @@ static bool ranges_are_valid(const PfBrokerRequest *request)
 	return true;
 }
 
+static bool thp_is_valid(uint32_t thp)
+{
+	return thp <= PF_THP_ALL;
+}
+
+/* A setting that is not to be changed is zero. */
+static bool changes_are_valid(const PfBrokerRequest *request)
+{
+	if (request->changes == 0 || request->changes > (PF_VM_SET_ENABLED | PF_VM_SET_THP))
+		return false;
+	return request->enabled <= !!(request->changes & PF_VM_SET_ENABLED) &&
+	       thp_is_valid(request->thp) &&
+	       (request->thp == 0 || request->changes & PF_VM_SET_THP);
+}
+
 bool pf_broker_check_request(const PfBrokerRequest *request, size_t size, size_t n_fds)
 {
 	if (size != sizeof(*request) || n_fds != 0)
@@ -67,8 +82,8 @@ bool pf_broker_check_request(const PfBrokerRequest *request, size_t size, size_t
 		return pf_broker_is_uuid(request->vm);
 	case PF_BROKER_TRANSLATE:
 		return pf_broker_is_uuid(request->vm) && ranges_are_valid(request);
-	case PF_BROKER_SET_ENABLED:
-		return request->vm[0] != 0 && request->enabled <= 1;
+	case PF_BROKER_MODIFY:
+		return request->vm[0] != 0 && changes_are_valid(request);
 	default:
 		return false;
 	}
@@ -80,7 +95,8 @@ static bool domain_is_valid(const PfDomain *domain)
 	       ends(domain->group, sizeof(domain->group)) &&
 	       ends(domain->state, sizeof(domain->state)) &&
 	       ends(domain->refusal, sizeof(domain->refusal)) &&
-	       ends(domain->channel, sizeof(domain->channel)) && domain->pid >= 0;
+	       ends(domain->channel, sizeof(domain->channel)) &&
+	       thp_is_valid((uint32_t)domain->thp) && domain->pid >= 0;
 }
 
 bool pf_broker_check_message(const PfBrokerMessage *message, size_t size)

@@ -19,20 +19,22 @@ typedef enum PfBrokerRequestType {
 	PF_BROKER_OPEN_USERFAULTFD = 1, /* answer: a descriptor */
 	PF_BROKER_OPEN_CHANNEL = 2,     /* vm: a UUID; answer: a descriptor */
 	PF_BROKER_TRANSLATE = 3,        /* vm: a UUID, ranges; answer: hvas, as many */
-	PF_BROKER_SET_ENABLED = 4,      /* vm: a name or UUID, enabled */
+	PF_BROKER_MODIFY = 4,           /* vm: a name or UUID, changes, enabled, thp */
 } PfBrokerRequestType;
 
 /* What a request has no use for is zero. */
 typedef struct PfBrokerRequest {
 	uint32_t magic;
-	uint32_t type; /* PfBrokerRequestType */
-	uint64_t id;   /* chosen by the service, never 0 */
+	uint32_t type;    /* PfBrokerRequestType */
+	uint64_t id;      /* chosen by the service, never 0 */
+	uint32_t changes; /* PfVmSetting bits, at least one */
 	uint32_t enabled;
+	uint32_t thp; /* PfThp */
 	uint32_t n_ranges;
 	char vm[PF_BROKER_MAX_VM];
 	PfGuestRange ranges[PF_SESSION_MAX_RAM_RANGES];
 } PfBrokerRequest;
-static_assert(sizeof(PfBrokerRequest) == 24 + 256 + 64 * 16, "no holes");
+static_assert(sizeof(PfBrokerRequest) == 32 + 256 + 64 * 16, "no holes");
 
 typedef enum PfBrokerMessageType {
 	PF_BROKER_ANSWER = 64,       /* id, error and text; or hvas, or a descriptor */

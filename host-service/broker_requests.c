@@ -180,15 +180,15 @@ static gboolean may_change(virDomainPtr handle, GError **error)
 	}
 	if (state != VIR_DOMAIN_SHUTOFF) {
 		g_set_error(error, G_IO_ERROR, G_IO_ERROR_BUSY,
-			"VM %s is %s: page fusion can only be turned on or off while it is shut "
-			"off; shut it down first (virsh shutdown %s)",
+			"VM %s is %s: page fusion can only be changed while it is shut off; "
+			"shut it down first (virsh shutdown %s)",
 			name, pf_broker_domains_state_name(state), name);
 		return FALSE;
 	}
 	if (virDomainHasManagedSaveImage(handle, 0) == 1) {
 		g_set_error(error, G_IO_ERROR, G_IO_ERROR_BUSY,
-			"VM %s has a saved state: page fusion can only be turned on or off while "
-			"it is shut off; start it and shut it down first, or drop the state (virsh "
+			"VM %s has a saved state: page fusion can only be changed while it is "
+			"shut off; start it and shut it down first, or drop the state (virsh "
 			"managedsave-remove %s)",
 			name, name);
 		return FALSE;
@@ -197,18 +197,30 @@ static gboolean may_change(virDomainPtr handle, GError **error)
 }
 
 static gboolean edit(PfDomainXml *xml, const PfBrokerConfig *config, const char *name,
-	gboolean enabled, gboolean *changed, GError **error)
+	const PfBrokerRequest *request, gboolean *changed, GError **error)
 {
-	g_autofree char *refusal = enabled ? pf_broker_domains_refusal(xml) : NULL;
+	gboolean enable = request->enabled == 1;
+	g_autofree char *refusal = NULL;
 
-	if (refusal) {
-		g_set_error(
-			error, G_IO_ERROR, G_IO_ERROR_NOT_SUPPORTED, "VM %s: %s", name, refusal);
+	if (enable)
+		*changed = pf_domain_xml_enable(xml, config->shim_path, config->shim_socket);
+	else if (request->changes & PF_VM_SET_ENABLED)
+		*changed = pf_domain_xml_disable(xml);
+	if ((request->changes & PF_VM_SET_THP) && !pf_domain_xml_has_flag(xml)) {
+		g_set_error(error, G_IO_ERROR, G_IO_ERROR_NOT_SUPPORTED,
+			"VM %s: page fusion is off, so there is no policy for huge pages: turn it "
+			"on as well (pagefusionctl modifyvm VM --pagefusion on --thp POLICY)",
+			name);
 		return FALSE;
 	}
-	*changed = enabled ? pf_domain_xml_enable(xml, config->shim_path, config->shim_socket)
-			   : pf_domain_xml_disable(xml);
-	return TRUE;
+	if (request->changes & PF_VM_SET_THP)
+		*changed = pf_domain_xml_set_thp(xml, (PfThp)request->thp) || *changed;
+	/* Only now: a policy that is a refusal may have been replaced. */
+	refusal = enable ? pf_broker_domains_refusal(xml) : NULL;
+	if (refusal)
+		g_set_error(
+			error, G_IO_ERROR, G_IO_ERROR_NOT_SUPPORTED, "VM %s: %s", name, refusal);
+	return !refusal;
 }
 
 static gboolean define(virDomainPtr handle, const PfDomainXml *xml, GError **error)
@@ -226,8 +238,8 @@ static gboolean define(virDomainPtr handle, const PfDomainXml *xml, GError **err
 	return TRUE;
 }
 
-static gboolean change_definition(
-	virDomainPtr handle, const PfBrokerConfig *config, gboolean enabled, GError **error)
+static gboolean change_definition(virDomainPtr handle, const PfBrokerConfig *config,
+	const PfBrokerRequest *request, GError **error)
 {
 	const char *name = virDomainGetName(handle);
 	g_autoptr(PfDomainXml) xml = NULL;
@@ -243,13 +255,13 @@ static gboolean change_definition(
 	}
 	xml = pf_domain_xml_new(text, error);
 	free(text);
-	if (!xml || !edit(xml, config, name, enabled, &changed, error))
+	if (!xml || !edit(xml, config, name, request, &changed, error))
 		return FALSE;
 	return !changed || define(handle, xml, error);
 }
 
-gboolean pf_broker_serve_set_enabled(PfBrokerDomains *domains, virConnectPtr connection,
-	const PfBrokerConfig *config, const char *vm, gboolean enabled, GError **error)
+gboolean pf_broker_serve_modify(PfBrokerDomains *domains, virConnectPtr connection,
+	const PfBrokerConfig *config, const PfBrokerRequest *request, GError **error)
 {
 	virDomainPtr handle;
 	char uuid[VIR_UUID_STRING_BUFLEN];
@@ -259,10 +271,10 @@ gboolean pf_broker_serve_set_enabled(PfBrokerDomains *domains, virConnectPtr con
 		set_away(error);
 		return FALSE;
 	}
-	handle = find_vm(connection, vm, error);
+	handle = find_vm(connection, request->vm, error);
 	if (!handle)
 		return FALSE;
-	done = change_definition(handle, config, enabled, error);
+	done = change_definition(handle, config, request, error);
 	/* So that the service knows before it gets the answer. */
 	if (done && virDomainGetUUIDString(handle, uuid) == 0)
 		pf_broker_domains_refresh(domains, uuid);

@@ -14,6 +14,7 @@
 #include "host-service/broker_domains.h"
 #include <errno.h>
 #include <libvirt/virterror.h>
+#include <limits.h>
 #include <signal.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
@@ -146,9 +147,9 @@ static int dispatch(
 			    server->domains, server->connection, request, answer->body.hvas, error))
 			answer->n_hvas = request->n_ranges;
 		return -1;
-	default: /* PF_BROKER_SET_ENABLED: the request was checked */
-		pf_broker_serve_set_enabled(server->domains, server->connection, server->config,
-			request->vm, request->enabled == 1, error);
+	default: /* PF_BROKER_MODIFY: the request was checked */
+		pf_broker_serve_modify(
+			server->domains, server->connection, server->config, request, error);
 		return -1;
 	}
 }
@@ -247,6 +248,14 @@ static int become_broker(int fd, const PfBrokerConfig *config)
 	return pf_broker_serve(fd, config);
 }
 
+/* What systemd keeps for the service (stores that can be written) is nothing for the broker. */
+static void keep_only(int fd)
+{
+	if (fd > STDERR_FILENO + 1)
+		close_range(STDERR_FILENO + 1, (unsigned)fd - 1, 0);
+	close_range((unsigned)fd + 1, UINT_MAX, 0);
+}
+
 int pf_broker_spawn(const PfBrokerConfig *config, GPid *pid, GError **error)
 {
 	int fds[2], code;
@@ -261,7 +270,7 @@ int pf_broker_spawn(const PfBrokerConfig *config, GPid *pid, GError **error)
 	fflush(NULL);
 	child = fork();
 	if (child == 0) {
-		close(fds[0]);
+		keep_only(fds[1]);
 		exit(become_broker(fds[1], config));
 	}
 	code = errno;

@@ -75,37 +75,69 @@ static gboolean check_options(GVariant *options, GError **error)
 	return FALSE;
 }
 
+static gboolean parse_enabled(GVariant *value, PfVmSettings *settings, GError **error)
+{
+	if (!g_variant_is_of_type(value, G_VARIANT_TYPE_BOOLEAN)) {
+		g_set_error_literal(error, PF_DBUS_ERROR, PF_DBUS_E_INVALID_ARGUMENT,
+			"setting 'pagefusion' must be a boolean");
+		return FALSE;
+	}
+	settings->enabled = g_variant_get_boolean(value);
+	settings->changes |= PF_VM_SET_ENABLED;
+	return TRUE;
+}
+
+static gboolean parse_thp(GVariant *value, PfVmSettings *settings, GError **error)
+{
+	if (!g_variant_is_of_type(value, G_VARIANT_TYPE_STRING) ||
+		!pf_thp_parse(g_variant_get_string(value, NULL), &settings->thp)) {
+		g_set_error_literal(error, PF_DBUS_ERROR, PF_DBUS_E_INVALID_ARGUMENT,
+			"setting 'thp' must be one of the strings 'preserve', 'balanced', 'all' "
+			"and 'default'");
+		return FALSE;
+	}
+	settings->changes |= PF_VM_SET_THP;
+	return TRUE;
+}
+
+static gboolean parse_setting(
+	const char *key, GVariant *value, PfVmSettings *settings, GError **error)
+{
+	if (strcmp(key, "pagefusion") == 0)
+		return parse_enabled(value, settings, error);
+	if (strcmp(key, "thp") == 0)
+		return parse_thp(value, settings, error);
+	g_set_error(error, PF_DBUS_ERROR, PF_DBUS_E_INVALID_ARGUMENT,
+		"setting '%s' is not known to this version of the service: leave it out", key);
+	return FALSE;
+}
+
 /* ModifyVM's settings: FALSE with error set unless they say what to change and nothing else. */
-static gboolean parse_settings(GVariant *settings, gboolean *enabled, GError **error)
+static gboolean parse_settings(GVariant *dictionary, PfVmSettings *settings, GError **error)
 {
 	GVariantIter iter;
 	const char *key;
 	GVariant *value;
-	gboolean found = FALSE;
 
-	g_variant_iter_init(&iter, settings);
+	*settings = (PfVmSettings){0};
+	g_variant_iter_init(&iter, dictionary);
 	while (g_variant_iter_next(&iter, "{&sv}", &key, &value)) {
 		g_autoptr(GVariant) owned = value;
 
-		if (strcmp(key, "pagefusion") != 0) {
-			g_set_error(error, PF_DBUS_ERROR, PF_DBUS_E_INVALID_ARGUMENT,
-				"setting '%s' is not known to this version of the service: leave "
-				"it out",
-				key);
+		if (!parse_setting(key, owned, settings, error))
 			return FALSE;
-		}
-		if (!g_variant_is_of_type(owned, G_VARIANT_TYPE_BOOLEAN)) {
-			g_set_error_literal(error, PF_DBUS_ERROR, PF_DBUS_E_INVALID_ARGUMENT,
-				"setting 'pagefusion' must be a boolean");
-			return FALSE;
-		}
-		*enabled = g_variant_get_boolean(owned);
-		found = TRUE;
 	}
-	if (!found)
+	if (settings->changes == 0) {
 		g_set_error_literal(error, PF_DBUS_ERROR, PF_DBUS_E_INVALID_ARGUMENT,
-			"no setting was given: give 'pagefusion'");
-	return found;
+			"no setting was given: give 'pagefusion', 'thp', or both");
+		return FALSE;
+	}
+	if (settings->changes == (PF_VM_SET_ENABLED | PF_VM_SET_THP) && !settings->enabled) {
+		g_set_error_literal(error, PF_DBUS_ERROR, PF_DBUS_E_INVALID_ARGUMENT,
+			"a VM without page fusion has no policy for huge pages: leave 'thp' out");
+		return FALSE;
+	}
+	return TRUE;
 }
 
 static gboolean check_libvirt(PfDbusFront *front, GError **error)
@@ -239,7 +271,7 @@ typedef struct Modify {
 	PfDbusFront *front; /* not to be touched after its cancellable was cancelled */
 	GDBusMethodInvocation *invocation; /* answering it takes this reference */
 	char *vm;
-	gboolean enabled;
+	PfVmSettings settings;
 } Modify;
 
 static void modify_free(Modify *modify)
@@ -272,7 +304,7 @@ static void modify_done(GObject *source, GAsyncResult *result, void *userdata)
 	Modify *modify = userdata;
 	g_autoptr(GError) error = NULL;
 
-	if (!pf_broker_set_enabled_finish(result, &error)) {
+	if (!pf_broker_modify_finish(result, &error)) {
 		modify_failed(modify, PF_DBUS_ERROR, broker_error(error), error->message);
 		return;
 	}
@@ -282,8 +314,8 @@ static void modify_done(GObject *source, GAsyncResult *result, void *userdata)
 
 static void modify_start(Modify *modify)
 {
-	pf_broker_set_enabled(pf_service_broker(modify->front->service), modify->vm,
-		modify->enabled, modify_done, modify);
+	pf_broker_modify(pf_service_broker(modify->front->service), modify->vm, &modify->settings,
+		modify_done, modify);
 }
 
 static void caller_known(GObject *source, GAsyncResult *result, void *userdata)
@@ -316,13 +348,13 @@ static void modify_vm(PfDbusFront *front, GVariant *parameters, GDBusMethodInvoc
 	GDBusConnection *connection = g_dbus_method_invocation_get_connection(invocation);
 	const char *sender = g_dbus_method_invocation_get_sender(invocation);
 	const char *vm;
-	g_autoptr(GVariant) settings = NULL;
+	g_autoptr(GVariant) dictionary = NULL;
 	g_autoptr(GError) error = NULL;
-	gboolean enabled;
+	PfVmSettings settings;
 	Modify *modify;
 
-	g_variant_get(parameters, "(&s@a{sv})", &vm, &settings);
-	if (!parse_settings(settings, &enabled, &error) || !check_libvirt(front, &error)) {
+	g_variant_get(parameters, "(&s@a{sv})", &vm, &dictionary);
+	if (!parse_settings(dictionary, &settings, &error) || !check_libvirt(front, &error)) {
 		g_dbus_method_invocation_return_gerror(invocation, error);
 		return;
 	}
@@ -330,7 +362,7 @@ static void modify_vm(PfDbusFront *front, GVariant *parameters, GDBusMethodInvoc
 	modify->front = front;
 	modify->invocation = invocation;
 	modify->vm = g_strdup(vm);
-	modify->enabled = enabled;
+	modify->settings = settings;
 	if (!sender) /* no bus in between: who made the connection decided who may call */
 		modify_start(modify);
 	else

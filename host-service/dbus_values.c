@@ -19,6 +19,8 @@ static const char *const refusal_names[] = {
 	[PF_SHIM_NO_FRAME] = "no-frame",
 	[PF_SHIM_STOPPED] = "stopped",
 	[PF_SHIM_FAILED] = "failed",
+	[PF_SHIM_HUGE] = "huge",
+	[PF_SHIM_ASIDE] = "aside",
 };
 static_assert(G_N_ELEMENTS(refusal_names) == PF_SHIM_N_RESULTS, "a name for each result");
 
@@ -66,6 +68,8 @@ GVariant *pf_dbus_describe_vm(const PfVmView *vm)
 	put_text(&dict, "group", vm->domain->group);
 	put_text(&dict, "state", vm->domain->state);
 	put_flag(&dict, "pagefusion", vm->domain->enabled);
+	put_text(&dict, "thp", pf_thp_name(vm->thp));
+	put_text(&dict, "thp-setting", pf_thp_name(vm->domain->thp));
 	put_flag(&dict, "active", vm->domain->active);
 	put_number(&dict, "memory-kib", vm->domain->memory_pages * (PF_PAGE_SIZE / 1024));
 	put_text(&dict, "reason", vm->reason);
@@ -80,6 +84,9 @@ GVariant *pf_dbus_describe_vm(const PfVmView *vm)
 	put_number(&dict, "maps", vm->shim.maps);
 	put_number(&dict, "maps-budget", vm->shim.maps_budget);
 	put_number(&dict, "discarded", vm->shim.discarded_pages);
+	put_number(&dict, "written", vm->shim.written_pages);
+	put_number(&dict, "ways-out", vm->shim.ways_out);
+	put_number(&dict, "busy", vm->shim.busy_pages);
 	g_variant_dict_insert_value(&dict, "refused", refusals(stats));
 	return g_variant_dict_end(&dict);
 }

@@ -3,7 +3,7 @@
  * Turning the flag on and off in a definition. Three things stand for it:
  *
  *   <metadata><pf:pagefusion/></metadata>
- *           the flag, and the trust group
+ *           the flag, the trust group, and the policy for huge pages
  *   <channel type='unix'> with target org.pagefusion.agent.0
  *           where the agent speaks; libvirt chooses the path
  *   <qemu:env> LD_PRELOAD and PAGEFUSION_SOCKET
@@ -234,4 +234,17 @@ gboolean pf_domain_xml_disable(PfDomainXml *xml)
 
 	changed = remove_channel(xml) || changed;
 	return remove_shim(xml) || changed;
+}
+
+gboolean pf_domain_xml_set_thp(PfDomainXml *xml, PfThp thp)
+{
+	xmlNode *flag = pf_domain_xml_flag(xml);
+	xmlAttr *old = xmlHasNsProp(flag, BAD_CAST "thp", NULL);
+
+	if (thp == PF_THP_DEFAULT)
+		return old && xmlRemoveProp(old) == 0;
+	if (has_attribute(flag, "thp", pf_thp_name(thp)))
+		return FALSE;
+	xmlSetNsProp(flag, NULL, BAD_CAST "thp", BAD_CAST pf_thp_name(thp));
+	return TRUE;
 }

@@ -93,6 +93,10 @@ static const struct {
 	{"/domain/qemu:commandline/qemu:arg[contains(@value, 'vfio-') or contains(@value, "
 	 "'vhost-user') or contains(@value, 'vhost-scsi') or contains(@value, 'vhost-vdpa')]",
 		"<qemu:arg> adds a VFIO, vhost-user, vhost-scsi or vDPA device: remove it"},
+	{"/domain/metadata/pf:pagefusion[@thp and not(@thp='preserve' or @thp='balanced' or "
+	 "@thp='all' or @thp='default')]",
+		"<pf:pagefusion thp> in <metadata> is no policy: give it preserve, balanced, all "
+		"or default"},
 };
 
 static gboolean is_domain(const xmlNode *root)
@@ -192,6 +196,16 @@ char *pf_domain_xml_group(const PfDomainXml *xml)
 	return g_strdup(group && *group ? group : PF_DOMAIN_GROUP);
 }
 
+PfThp pf_domain_xml_thp(const PfDomainXml *xml)
+{
+	g_autofree char *name = attribute(pf_domain_xml_flag(xml), "thp");
+	PfThp thp = PF_THP_DEFAULT;
+
+	if (name)
+		pf_thp_parse(name, &thp);
+	return thp;
+}
+
 gboolean pf_domain_xml_preloads_shim(const char *value)
 {
 	g_auto(GStrv) files = g_strsplit_set(value, ": ", -1);
@@ -233,7 +247,8 @@ static xmlXPathObject *find(const PfDomainXml *xml, xmlNode *from, const char *e
 	if (!context)
 		return NULL;
 	context->node = from;
-	if (xmlXPathRegisterNs(context, BAD_CAST "qemu", BAD_CAST PF_DOMAIN_QEMU_XMLNS) == 0)
+	if (xmlXPathRegisterNs(context, BAD_CAST "qemu", BAD_CAST PF_DOMAIN_QEMU_XMLNS) == 0 &&
+		xmlXPathRegisterNs(context, BAD_CAST "pf", BAD_CAST PF_DOMAIN_XMLNS) == 0)
 		found = xmlXPathEvalExpression(BAD_CAST expression, context);
 	xmlXPathFreeContext(context);
 	if (found && xmlXPathNodeSetIsEmpty(found->nodesetval))

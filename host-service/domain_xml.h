@@ -4,7 +4,7 @@
  * A domain's definition, as libvirt prints it: what page fusion reads in it (domain_xml.c) and what
  * turning the flag on and off changes in it (domain_edit.c). No I/O.
  */
-#include <glib.h>
+#include "host-service/thp.h"
 #include <libxml/tree.h>
 
 #define PF_DOMAIN_XMLNS      "https://pagefusion.org/xmlns/domain/1"
@@ -37,6 +37,10 @@ gboolean pf_domain_xml_has_shim(const PfDomainXml *xml);
 
 /* The trust group of the flag (g_free): PF_DOMAIN_GROUP when it names none, or there is no flag. */
 char *pf_domain_xml_group(const PfDomainXml *xml);
+
+/* The policy of the flag for huge pages: PF_THP_DEFAULT when it names none, or one that there is not
+ * (which is a refusal), or there is no flag. */
+PfThp pf_domain_xml_thp(const PfDomainXml *xml);
 
 /* The guest channel's element, known by its name alone, or NULL. */
 xmlNode *pf_domain_xml_channel_element(const PfDomainXml *xml);
@@ -72,6 +76,10 @@ GPtrArray *pf_domain_xml_direct_files(const PfDomainXml *xml);
  */
 gboolean pf_domain_xml_enable(PfDomainXml *xml, const char *shim_path, const char *shim_socket);
 gboolean pf_domain_xml_disable(PfDomainXml *xml);
+
+/* Sets the policy of the flag, which must be there; PF_THP_DEFAULT: it names none. Whether anything
+ * was changed. */
+gboolean pf_domain_xml_set_thp(PfDomainXml *xml, PfThp thp);
 
 /* The element children of parent with this name and namespace (NULL: none), one after the other. */
 xmlNode *pf_domain_xml_child(const xmlNode *parent, const char *xmlns, const char *name);

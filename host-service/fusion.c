@@ -4,26 +4,31 @@
  *
  * Everything is decided when something happens, from records that are found by hash: an event costs
  * a few steps for each page that it names, whatever the number of VMs. fusion_page.c has pages and
- * hints, fusion_entry.c digests and who shares them, fusion_order.c orders and results,
- * fusion_layout.c the place of frames, fusion_check.c the rules that always hold between all of
- * them. A hinted page of a digest that several VMs have takes about 95 bytes.
+ * hints, fusion_entry.c digests and who shares them, fusion_frame.c frames and when they go,
+ * fusion_order.c orders and results, fusion_shim.c what is known of a shim, fusion_layout.c the place
+ * of frames, fusion_check.c the rules that always hold between all of them. A hinted page of a digest
+ * that several VMs have takes about 95 bytes.
  *
  * Nothing passes from one trust group to another: each has its own records, indexes, frame numbers
- * and hash seed. Frames are never freed while the group lives. A frame that nobody maps stays, and
- * is used again by whoever hints its digest; when the last VM of the group leaves, the group goes
- * with all its frames.
+ * and hash seed. A frame that nobody maps stays as long as enough VMs hint its digest; when the last
+ * VM of the group leaves, the group goes with all its frames.
  *
  * The caller's clock is taken relative to its first value, and never goes back.
  */
 #include "host-service/fusion_private.h"
+#include "host-service/store.h"
 
 /* The last number means "no frame". */
 #define LAYOUT_LIMIT (PF_LAYOUT_FRAMES - PF_LAYOUT_ALIGN)
 
-PfFusion *pf_fusion_new(void)
+/* Such that all its doublings can be computed. */
+#define MAX_REVOKE_DELAY_US (INT64_C(3600) * 1000000)
+
+PfFusion *pf_fusion_new(const PfFusionConfig *config)
 {
 	PfFusion *fusion = g_new0(PfFusion, 1);
 
+	fusion->revoke_delay_us = CLAMP(config->revoke_delay_us, 0, MAX_REVOKE_DELAY_US);
 	fusion->groups = g_hash_table_new(g_str_hash, g_str_equal);
 	fusion->vms = g_ptr_array_new();
 	return fusion;
@@ -64,7 +69,9 @@ static PfFusionGroup *group_get(PfFusion *fusion, const char *name)
 	pf_pool_init(&group->pages, sizeof(PfPage));
 	pf_pool_init(&group->holders, sizeof(PfHolder));
 	pf_pool_init(&group->entries, sizeof(PfEntry));
-	pf_layout_init(&group->layout, LAYOUT_LIMIT);
+	group->unused = g_array_new(FALSE, FALSE, sizeof(uint32_t));
+	group->unused_adopted = g_array_new(FALSE, FALSE, sizeof(uint32_t));
+	pf_layout_init(&group->layout, PF_STORE_FIRST_FRAME, LAYOUT_LIMIT);
 	g_hash_table_insert(fusion->groups, group->name, group);
 	return group;
 }
@@ -72,8 +79,11 @@ static PfFusionGroup *group_get(PfFusion *fusion, const char *name)
 static void group_free(PfFusionGroup *group)
 {
 	g_hash_table_remove(group->fusion->groups, group->name);
-	group->fusion->stats.frames -= group->n_frames;
+	group->fusion->stats.frames -= group->frames.count;
 	pf_layout_deinit(&group->layout);
+	g_array_unref(group->unused);
+	g_array_unref(group->unused_adopted);
+	pf_index_clear(&group->frames);
 	pf_index_clear(&group->digests);
 	pf_pool_deinit(&group->pages);
 	pf_pool_deinit(&group->holders);
@@ -100,11 +110,13 @@ PfFusionVm *pf_fusion_add_vm(PfFusion *fusion, const char *group_name, void *use
 
 	vm->group = group;
 	vm->userdata = userdata;
+	vm->thp = PF_THP_ALL;
 	vm->modules = g_array_new(FALSE, TRUE, sizeof(PfModule));
 	vm->orders = g_ptr_array_new_with_free_func((GDestroyNotify)pf_order_record_free);
 	vm->slot = free_slot(group);
 	group->vms->pdata[vm->slot] = vm;
 	group->n_vms++;
+	group->n_unknown++;
 	g_ptr_array_add(fusion->vms, vm);
 	return vm;
 }
@@ -122,29 +134,13 @@ static void forget_hints(PfFusionVm *vm)
 	g_array_set_size(vm->modules, 0);
 }
 
-static void forget_mappings(PfFusionVm *vm)
-{
-	g_autoptr(GArray) pages = pf_vm_pages(vm);
-
-	for (guint i = 0; i < pages->len; i++) {
-		uint32_t page = g_array_index(pages, uint32_t, i);
-		PfPage *p = pf_page(vm->group, page);
-
-		if (p->state != PF_HINT_FUSED)
-			continue;
-		pf_entry_unmap(vm, page);
-		p->since = (uint64_t)vm->group->fusion->now_us;
-		pf_page_settle(vm, page);
-	}
-}
-
 void pf_fusion_remove_vm(PfFusionVm *vm)
 {
 	PfFusionGroup *group = vm->group;
 
 	forget_hints(vm);
-	pf_vm_forget_orders(vm);
-	forget_mappings(vm);
+	pf_vm_void_orders(vm);
+	pf_vm_forget_mappings(vm);
 	/* What is left are memories of revokes. */
 	for (uint32_t i = 0; i < vm->pages.capacity; i++) {
 		if (vm->pages.slots[i] != 0)
@@ -155,6 +151,7 @@ void pf_fusion_remove_vm(PfFusionVm *vm)
 	g_ptr_array_unref(vm->orders);
 	g_ptr_array_remove_fast(group->fusion->vms, vm);
 	group->vms->pdata[vm->slot] = NULL;
+	group->n_unknown -= !vm->known;
 	if (--group->n_vms == 0)
 		group_free(group);
 	g_free(vm);
@@ -170,10 +167,48 @@ void pf_fusion_set_ready(PfFusionVm *vm, bool ready)
 	vm->ready = ready;
 }
 
-void pf_fusion_shim_reset(PfFusionVm *vm)
+void pf_fusion_set_thp(PfFusionVm *vm, PfThp thp)
 {
-	pf_vm_forget_orders(vm);
-	forget_mappings(vm);
+	assert(thp != PF_THP_DEFAULT);
+	if (vm->thp == thp)
+		return;
+	vm->thp = thp;
+	pf_group_retry_huge(vm->group, vm);
+}
+
+void pf_fusion_set_pressure(PfFusion *fusion, bool pressure)
+{
+	bool begins = pressure && !fusion->pressure;
+	GHashTableIter iter;
+	gpointer group;
+
+	fusion->pressure = pressure;
+	g_hash_table_iter_init(&iter, fusion->groups);
+	while (begins && g_hash_table_iter_next(&iter, NULL, &group))
+		pf_group_retry_huge(group, NULL);
+}
+
+void pf_fusion_adopt_store(PfFusionVm *vm, uint64_t first_own)
+{
+	PfFusionGroup *group = vm->group;
+	uint64_t next;
+
+	first_own = MIN(first_own, LAYOUT_LIMIT);
+	if (first_own <= group->first_own)
+		return;
+	assert(first_own <= PF_STORE_FIRST_FRAME || group->frames.count == 0);
+	group->first_own = first_own;
+	if (first_own <= PF_STORE_FIRST_FRAME)
+		return;
+	/* What could not be published so far had one of the earlier service's numbers, maybe. */
+	next = MAX(first_own, group->layout.next);
+	pf_layout_deinit(&group->layout);
+	pf_layout_init(&group->layout, next, LAYOUT_LIMIT);
+}
+
+bool pf_fusion_knows_all(const PfFusionVm *vm)
+{
+	return vm->group->first_own > 0 && vm->group->n_unknown == 0;
 }
 
 void pf_fusion_session_started(PfFusionVm *vm)

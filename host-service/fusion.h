@@ -17,10 +17,17 @@
  * Placement: a module (build-id, or else name and length) gets a range of frames as long as its
  * file, and a page's frame goes to the same place in it if that was never used; else behind
  * everything. So a run of a module is a run in the store, and one mmap covers it. Frame numbers are
- * never used again.
+ * never used again, also when their frame was freed.
+ *
+ * What a shim maps is known as long as its connection stands, and stands as it was when the connection is gone: shims
+ * go on alone. pf_fusion_shim_away() says that it is gone, and when the shim is back either pf_fusion_shim_empty()
+ * that it maps nothing, or pf_fusion_list_begin(), _listed() and _list_end() what it maps. Of a VM that is new here
+ * nothing is known until one of the two: it may map frames that an earlier service has made. Before that, and while
+ * the shim is away or lists, the VM gets no orders.
  */
 #include "common/page.h"
 #include "host-service/session.h"
+#include "host-service/thp.h"
 #include "proto/shim_protocol.h"
 #include <glib.h>
 
@@ -28,7 +35,12 @@ typedef struct PfFusion PfFusion;
 typedef struct PfFusionGroup PfFusionGroup; /* a trust group; lives while it has a VM */
 typedef struct PfFusionVm PfFusionVm;       /* a VM in it */
 
-PfFusion *pf_fusion_new(void);
+typedef struct PfFusionConfig {
+	int64_t revoke_delay_us; /* wait after a page's first revoke before a new hint counts; doubles each time */
+} PfFusionConfig;
+#define PF_FUSION_DEFAULTS ((PfFusionConfig){.revoke_delay_us = 1000000})
+
+PfFusion *pf_fusion_new(const PfFusionConfig *config);
 void pf_fusion_free(PfFusion *fusion); /* no VM may be left */
 
 /* A VM joins the trust group of this name. userdata is for the caller, see
@@ -48,9 +60,53 @@ void *pf_fusion_vm_userdata(const PfFusionVm *vm);
  * Off at start. */
 void pf_fusion_set_ready(PfFusionVm *vm, bool ready);
 
-/* The shim is new or was reset: none of the VM's pages is fused or ordered any more; hints
- * stand. */
-void pf_fusion_shim_reset(PfFusionVm *vm);
+/*
+ * The connection to the shim is gone. Its captures are void, its mappings stand. What it was ordered to fuse may be
+ * fused or not: those frames are not freed before it has been heard of again. Implies "not ready".
+ */
+void pf_fusion_shim_away(PfFusionVm *vm);
+
+/* The shim maps nothing: it is new, or it has released everything. Its orders are void; hints stand. */
+void pf_fusion_shim_empty(PfFusionVm *vm);
+
+/*
+ * The shim's list of what it maps, page by page: what was FUSED or ORDERED and is not on the list is no longer, at
+ * _list_end(). digest_of() reads and hashes a frame that is not known here (of an earlier service); false: there is no
+ * such frame. pf_fusion_listed() returns 0, or 1 when the page has to be released by the caller: there is no such
+ * frame, or its bytes have another frame here already, or its number was never given out. It has to be released before
+ * _list_end(), after which its frame counts as unused. A page that is listed twice is what it is listed as last.
+ * _list_begin() voids the VM's orders as pf_fusion_shim_away() does: it comes after the answers to all orders that the
+ * shim has carried out.
+ */
+typedef bool (*PfFrameDigest)(void *userdata, PfFrame frame, PfDigest *digest);
+void pf_fusion_list_begin(PfFusionVm *vm);
+int pf_fusion_listed(PfFusionVm *vm, PfGfn gfn, PfFrame frame, PfFrameDigest digest_of,
+	void *userdata, int64_t now_us);
+void pf_fusion_list_end(PfFusionVm *vm, int64_t now_us);
+
+/*
+ * The VM's group goes on with the store of an earlier service, which has used the frame numbers below first_own. To be
+ * called before the group has a frame of its own. These frames are freed only while every VM of the group is known.
+ * Said again, for another VM or one whose shim came back, it changes nothing.
+ */
+void pf_fusion_adopt_store(PfFusionVm *vm, uint64_t first_own);
+
+/* Whether the group has such a store, and what every VM of it maps is known: all else in the store below first_own
+ * can go. */
+bool pf_fusion_knows_all(const PfFusionVm *vm);
+
+/*
+ * Frames that nobody maps, that no order names and that too few VMs hint: calls freed() for each, after which it is
+ * forgotten. At most max_frames; false: there are more. group is the trust group's name.
+ */
+bool pf_fusion_free_unused(PfFusion *fusion, uint32_t max_frames,
+	void (*freed)(void *userdata, const char *group, PfFrame frame), void *userdata);
+
+/* When this VM's huge pages may be broken; PF_THP_ALL at start. Not PF_THP_DEFAULT. */
+void pf_fusion_set_thp(PfFusionVm *vm, PfThp thp);
+
+/* The host is short of memory: pages that were left alone in huge pages (PF_THP_BALANCED) are fused now. */
+void pf_fusion_set_pressure(PfFusion *fusion, bool pressure);
 
 /* What the guest said; the arguments are as the session's sink gets them. */
 void pf_fusion_session_started(PfFusionVm *vm); /* forgets every hint; what is fused stays fused */
@@ -70,6 +126,7 @@ typedef struct PfOrderRun {
 	PfGfn gfn;
 	PfFrame frame;
 	uint32_t n_pages;
+	bool may_break_huge; /* of FUSE */
 } PfOrderRun;
 
 typedef struct PfOrder {
@@ -82,7 +139,7 @@ typedef struct PfOrder {
 
 /*
  * The next order for this VM; false when there is none, or it is not ready. The pages are taken as
- * ordered until pf_fusion_done() or pf_fusion_shim_reset(). Call it again for each free place in
+ * ordered until its result or pf_fusion_shim_empty() or the end of a list. Call it again for each free place in
  * the shim's queue: after hints, results, or a tick.
  */
 bool pf_fusion_next_order(PfFusionVm *vm, PfOrder *order, int64_t now_us);
@@ -111,7 +168,8 @@ int pf_fusion_fused(PfFusionVm *vm, uint64_t order_id, uint32_t n_pages, const u
 
 /*
  * Pages that the shim no longer has fused. -EPROTO when one of them was not fused with that frame
- * (the others are taken; the caller should have the shim list what it has, or drop it).
+ * (the others are taken; the caller should have the shim list what it has, or drop it). Not while the shim is away
+ * or lists: then it may have lost what was not heard of yet.
  */
 int pf_fusion_lost(PfFusionVm *vm, PfGfn gfn, PfFrame frame, uint32_t n_pages, PfShimLoss loss,
 	int64_t now_us);
@@ -135,6 +193,7 @@ void pf_fusion_vm_stats(const PfFusionVm *vm, PfFusionVmStats *stats);
 typedef struct PfFusionStats {
 	uint64_t shared; /* sum over frames of (mappings - 1), where mappings > 0: RAM/VMM/Shared */
 	uint64_t frames; /* frames in the stores */
+	uint64_t freed;  /* frames given back so far */
 	uint64_t revoked;    /* so far, of VMs that are gone too */
 	uint64_t candidates; /* hinted pages that are not fused */
 	/*

@@ -56,6 +56,10 @@ static const char *check_state(const PfFusionVm *vm, const PfPage *p)
 {
 	const PfEntry *e = hinted(vm->group, p);
 
+	CHECK(!p->listed || vm->shim == PF_VM_SHIM_LISTING,
+		"a mark is left of a list that is over");
+	CHECK(!p->listed || p->state == PF_HINT_FUSED, "a page is marked as listed and not fused");
+
 	switch ((PfHintState)p->state) {
 	case PF_HINT_NONE:
 		CHECK(!e, "a hinted page has no state");
@@ -95,6 +99,21 @@ static bool starts_run(const PfFusionVm *vm, const PfPage *p)
 	return (uint64_t)pf_entry(group, b->target)->frame + 1 != pf_entry(group, p->target)->frame;
 }
 
+/* What is counted anew over the pages of all VMs of a group. */
+typedef struct GroupTotals {
+	GHashTable *
+		ordered; /* entry -> pages that are ORDERED to be fused to it, or in an order to capture it */
+	uint64_t delayed, n_pages, n_vms, n_unknown;
+} GroupTotals;
+
+static void count_ordered(GroupTotals *totals, uint32_t entry)
+{
+	gpointer key = GUINT_TO_POINTER(entry);
+	guint n = GPOINTER_TO_UINT(g_hash_table_lookup(totals->ordered, key));
+
+	g_hash_table_insert(totals->ordered, key, GUINT_TO_POINTER(n + 1));
+}
+
 static void count_page(const PfFusionVm *vm, const PfPage *p, GHashTable *maps, VmTotals *t)
 {
 	t->hinted += p->holder != 0;
@@ -131,7 +150,7 @@ static const char *check_queue(
 	return NULL;
 }
 
-static const char *check_orders(const PfFusionVm *vm, const VmTotals *t)
+static const char *check_orders(const PfFusionVm *vm, const VmTotals *t, GroupTotals *totals)
 {
 	uint64_t in_orders = 0, capturing = 0;
 
@@ -148,15 +167,20 @@ static const char *check_orders(const PfFusionVm *vm, const VmTotals *t)
 				"an order has a page in another state");
 			CHECK(capture || p->target == ordered->entry,
 				"an order has a page for another frame");
-			CHECK(!capture || pf_entry(vm->group, ordered->entry)->state ==
+			CHECK(!capture || pf_entry(vm->group, ordered->entry)->state >=
 						  PF_ENTRY_CAPTURING,
 				"a page is captured for an entry that is not capturing");
 			in_orders++;
 			capturing += capture;
+			if (capture)
+				count_ordered(totals, ordered->entry);
 		}
 	}
-	CHECK(in_orders == t->in_orders && capturing == t->capturing,
+	CHECK(capturing == t->capturing, "a page is taken as captured and in no order");
+	CHECK(vm->shim != PF_VM_SHIM_HERE || in_orders == t->in_orders,
 		"a page is taken as ordered and in no order");
+	CHECK(vm->shim == PF_VM_SHIM_HERE || vm->orders->len == 0,
+		"a shim that is away has an order");
 	return NULL;
 }
 
@@ -225,7 +249,7 @@ static const char *check_module_counts(const PfFusionVm *vm)
 	return NULL;
 }
 
-static const char *check_vm(const PfFusionVm *vm, Totals *totals, uint64_t *delayed)
+static const char *check_vm(const PfFusionVm *vm, Totals *totals, GroupTotals *of_group)
 {
 	g_autoptr(GHashTable) maps = g_hash_table_new(NULL, NULL);
 	g_autoptr(GArray) pages = pf_vm_pages(vm);
@@ -242,7 +266,9 @@ static const char *check_vm(const PfFusionVm *vm, Totals *totals, uint64_t *dela
 			CHECK_ALL(check_hint(vm, page));
 		CHECK_ALL(check_state(vm, p));
 		count_page(vm, p, maps, &t);
-		*delayed += p->state == PF_HINT_DELAYED;
+		of_group->delayed += p->state == PF_HINT_DELAYED;
+		if (p->state == PF_HINT_ORDERED)
+			count_ordered(of_group, p->target);
 	}
 	CHECK(stats->hinted == t.hinted, "a VM's hinted pages are miscounted");
 	CHECK(stats->fused == t.fused, "a VM's fused pages are miscounted");
@@ -251,10 +277,15 @@ static const char *check_vm(const PfFusionVm *vm, Totals *totals, uint64_t *dela
 	CHECK_ALL(check_module_counts(vm));
 	CHECK_ALL(check_queue(vm->group, &vm->candidates, PF_HINT_CANDIDATE, t.queued_candidates));
 	CHECK_ALL(check_queue(vm->group, &vm->fusible, PF_HINT_READY, t.queued_fusible));
-	CHECK_ALL(check_orders(vm, &t));
+	CHECK_ALL(check_orders(vm, &t, of_group));
 	CHECK_ALL(check_holders(vm, maps, t.hinted));
+	CHECK(vm->known || vm->shim != PF_VM_SHIM_HERE, "a shim is here and not known");
+	CHECK(vm->thp != PF_THP_DEFAULT, "a VM has no policy for huge pages");
 	totals->candidates += t.candidates;
 	totals->n_vms++;
+	of_group->n_pages += vm->pages.count;
+	of_group->n_unknown += !vm->known;
+	of_group->n_vms++;
 	return NULL;
 }
 
@@ -282,14 +313,32 @@ static const char *check_entry_counts(
 	return NULL;
 }
 
-static const char *check_entry(const PfFusionGroup *group, const PfEntry *e, GHashTable *frames)
+static const char *check_frame(const PfFusionGroup *group, const PfEntry *e, uint32_t entry)
 {
+	CHECK(e->frame != PF_NO_FRAME, "an entry has not the frame it should have");
+	CHECK(pf_frame_find(group, e->frame) == entry, "a frame is not found, or there twice");
+	CHECK(e->frame < group->layout.next, "a frame has a number that was never given out");
+	CHECK(e->queued || !pf_entry_is_unused(e), "an unused frame is on no list");
+	return NULL;
+}
+
+static const char *check_entry(const PfFusionGroup *group, uint32_t entry, GHashTable *ordered)
+{
+	const PfEntry *e = pf_entry(group, entry);
 	bool admitted = e->n_hint_vms >= PF_FUSION_ADMISSION;
 	bool framed = e->state == PF_ENTRY_FRAMED;
 
-	CHECK(framed == (e->frame != PF_NO_FRAME), "an entry has a frame it should not have");
-	CHECK(!framed || g_hash_table_add(frames, GUINT_TO_POINTER(e->frame)),
-		"two entries have one frame");
+	CHECK(e->n_orders ==
+			GPOINTER_TO_UINT(g_hash_table_lookup(ordered, GUINT_TO_POINTER(entry))),
+		"an entry's ordered pages are miscounted");
+	CHECK(e->state != PF_ENTRY_CAPTURING || e->n_orders == 1,
+		"an entry is not captured by one order");
+	CHECK(framed || e->state == PF_ENTRY_CAPTURING || e->n_orders == 0,
+		"an entry is in an order for nothing");
+	if (framed)
+		CHECK_ALL(check_frame(group, e, entry));
+	CHECK(framed || e->frame == PF_NO_FRAME, "an entry has a frame it should not have");
+	CHECK(framed || !e->queued, "an entry without a frame is on a list of unused frames");
 	CHECK(framed || e->n_maps == 0, "an entry without a frame is mapped");
 	CHECK(e->state != PF_ENTRY_WANTED || admitted, "an entry is wanted by too few VMs");
 	CHECK(e->state != PF_ENTRY_WAITING || !admitted, "an entry waits though it is admitted");
@@ -298,10 +347,29 @@ static const char *check_entry(const PfFusionGroup *group, const PfEntry *e, GHa
 	return NULL;
 }
 
-static const char *check_entries(const PfFusionGroup *group, Totals *totals)
+/* Each entry on it once, with its flag set. */
+static const char *check_unused(const PfFusionGroup *group, const GArray *list, bool adopted)
 {
-	g_autoptr(GHashTable) frames = g_hash_table_new(NULL, NULL);
-	uint64_t n_holders = 0, n_entries = 0;
+	g_autoptr(GHashTable) seen = g_hash_table_new(NULL, NULL);
+
+	for (guint i = 0; i < list->len; i++) {
+		uint32_t entry = g_array_index(list, uint32_t, i);
+		const PfEntry *e = pf_entry(group, entry);
+
+		CHECK(g_hash_table_add(seen, GUINT_TO_POINTER(entry)),
+			"a frame is on a list of unused ones twice");
+		CHECK(e->state == PF_ENTRY_FRAMED && e->queued,
+			"a list of unused frames has an entry that is not one");
+		CHECK(adopted == (e->frame < group->first_own),
+			"an unused frame is on the other list");
+	}
+	return NULL;
+}
+
+static const char *check_entries(
+	const PfFusionGroup *group, const GroupTotals *of_group, Totals *totals)
+{
+	uint64_t n_holders = 0, n_entries = 0, n_frames = 0, n_queued = 0;
 
 	for (uint32_t i = 0; i < group->digests.capacity; i++) {
 		uint32_t entry = group->digests.slots[i];
@@ -312,15 +380,21 @@ static const char *check_entries(const PfFusionGroup *group, Totals *totals)
 		CHECK(pf_entry_find(group, &e->digest) == entry,
 			"a digest is not found, or there twice");
 		CHECK_ALL(check_entry_counts(group, e, &n_holders));
-		CHECK_ALL(check_entry(group, e, frames));
+		CHECK_ALL(check_entry(group, entry, of_group->ordered));
 		totals->shared += e->n_maps > 0 ? e->n_maps - 1 : 0;
+		n_frames += e->state == PF_ENTRY_FRAMED;
+		n_queued += e->queued;
 		n_entries++;
 	}
 	CHECK(n_entries == group->digests.count && n_entries == group->entries.n_items,
 		"a group's number of entries is wrong");
 	CHECK(n_holders == group->holders.n_items, "a holder is in no list");
-	CHECK(group->n_frames == g_hash_table_size(frames), "a group's frames are miscounted");
-	totals->frames += group->n_frames;
+	CHECK(n_frames == group->frames.count, "a group's frames are miscounted");
+	CHECK_ALL(check_unused(group, group->unused, false));
+	CHECK_ALL(check_unused(group, group->unused_adopted, true));
+	CHECK(n_queued == group->unused->len + group->unused_adopted->len,
+		"a frame is on no list of unused ones and taken for it");
+	totals->frames += n_frames;
 	return NULL;
 }
 
@@ -348,41 +422,10 @@ static const char *check_delayed(const PfFusionGroup *group, uint64_t n)
 	return NULL;
 }
 
-/* Each entry that is captured is captured by one order; check_orders() has seen that no order names
- * another. */
-static const char *check_capturing(const PfFusionGroup *group)
-{
-	g_autoptr(GHashTable) ordered = g_hash_table_new(NULL, NULL);
-	uint64_t n = 0;
-
-	for (guint i = 0; i < group->vms->len; i++) {
-		const PfFusionVm *vm = group->vms->pdata[i];
-
-		for (guint k = 0; vm && k < vm->orders->len; k++) {
-			const PfOrderRecord *record = vm->orders->pdata[k];
-
-			for (guint m = 0; m < record->pages->len; m++) {
-				uint32_t entry =
-					g_array_index(record->pages, PfOrderedPage, m).entry;
-
-				if (record->type == PF_ORDER_CAPTURE)
-					CHECK(g_hash_table_add(ordered, GUINT_TO_POINTER(entry)),
-						"a digest is captured twice at a time");
-			}
-		}
-	}
-	for (uint32_t i = 0; i < group->digests.capacity; i++) {
-		uint32_t entry = group->digests.slots[i];
-
-		n += entry != 0 && pf_entry(group, entry)->state == PF_ENTRY_CAPTURING;
-	}
-	CHECK(n == g_hash_table_size(ordered), "an entry waits for a capture that nobody does");
-	return NULL;
-}
-
 static const char *check_group(const PfFusionGroup *group, Totals *totals)
 {
-	uint64_t delayed = 0, n_pages = 0, n_vms = 0;
+	g_autoptr(GHashTable) ordered = g_hash_table_new(NULL, NULL);
+	GroupTotals of_group = {.ordered = ordered};
 
 	CHECK(group->n_vms > 0, "a group has no VM");
 	for (guint i = 0; i < group->vms->len; i++) {
@@ -391,15 +434,13 @@ static const char *check_group(const PfFusionGroup *group, Totals *totals)
 		if (!vm)
 			continue;
 		CHECK(vm->group == group && vm->slot == i, "a VM is in the slot of another");
-		CHECK_ALL(check_vm(vm, totals, &delayed));
-		n_pages += vm->pages.count;
-		n_vms++;
+		CHECK_ALL(check_vm(vm, totals, &of_group));
 	}
-	CHECK(n_vms == group->n_vms, "a group's number of VMs is wrong");
-	CHECK(n_pages == group->pages.n_items, "a page belongs to no VM");
-	CHECK_ALL(check_delayed(group, delayed));
-	CHECK_ALL(check_entries(group, totals));
-	return check_capturing(group);
+	CHECK(of_group.n_vms == group->n_vms, "a group's number of VMs is wrong");
+	CHECK(of_group.n_unknown == group->n_unknown, "a group's unknown VMs are miscounted");
+	CHECK(of_group.n_pages == group->pages.n_items, "a page belongs to no VM");
+	CHECK_ALL(check_delayed(group, of_group.delayed));
+	return check_entries(group, &of_group, totals);
 }
 
 const char *pf_fusion_check(const PfFusion *fusion)

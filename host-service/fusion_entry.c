@@ -5,8 +5,9 @@
  * An entry is a digest of a trust group. Between it and the pages stand holders, one for each VM
  * that hints the digest or maps the frame: they count, so that "how many distinct VMs" is known
  * without looking at a page. A holder lives while it has a hint or a mapping, an entry while it has
- * a holder, a capture under way, or a frame. Frames are never freed while the group lives: an entry
- * with a frame stays, maybe without any mapping, and serves whoever hints its digest later.
+ * a holder, an order that names it, or a frame. An entry with a frame serves whoever hints its
+ * digest later; fusion_frame.c has when the frame goes. What is left then is an entry as before its
+ * capture: remembered while somebody hints it, and captured again when enough do.
  *
  * While an entry is WANTED, each of its holders offers one page for capture, if it has an idle one:
  * that page is a CANDIDATE, in the queue of its VM. Whichever VM takes its page first makes the
@@ -14,9 +15,8 @@
  * never run at the same time. All this costs a step a VM, not a page: the ring of a holder's pages
  * has those that can be offered in front.
  *
- * The numbers of shared pages move when the second VM maps a frame, or the last but one leaves it.
- * The one VM that is left is found by the exclusive or of the numbers of all holders that map the
- * frame.
+ * An order names entries by number, and more than one thing can happen to an entry before the answer:
+ * each page in an order is counted in its entry, which is neither released nor loses its frame meanwhile.
  */
 #include "host-service/fusion_private.h"
 
@@ -56,11 +56,11 @@ uint32_t pf_entry_get(PfFusionGroup *group, const PfDigest *digest)
 	return entry;
 }
 
-static void entry_release(PfFusionGroup *group, uint32_t entry)
+void pf_entry_release(PfFusionGroup *group, uint32_t entry)
 {
-	PfEntry *e = pf_entry(group, entry);
+	const PfEntry *e = pf_entry(group, entry);
 
-	if (e->holders != 0 || e->state == PF_ENTRY_CAPTURING || e->state == PF_ENTRY_FRAMED)
+	if (e->holders != 0 || e->n_orders > 0 || e->state == PF_ENTRY_FRAMED)
 		return;
 	assert(e->state == PF_ENTRY_WAITING);
 	pf_index_remove(&group->digests, entry, entry_hash, group);
@@ -106,7 +106,7 @@ uint32_t pf_holder_get(PfFusionVm *vm, uint32_t entry)
 	return holder;
 }
 
-static void holder_release(PfFusionGroup *group, uint32_t holder)
+void pf_holder_release(PfFusionGroup *group, uint32_t holder)
 {
 	PfHolder *h = pf_holder(group, holder);
 	PfEntry *e = pf_entry(group, h->entry);
@@ -122,7 +122,7 @@ static void holder_release(PfFusionGroup *group, uint32_t holder)
 		e->holders = h->next;
 	pf_index_remove(&pf_holder_vm(group, h)->holders, holder, holder_hash, group);
 	pf_pool_give(&group->holders, holder);
-	entry_release(group, entry);
+	pf_entry_release(group, entry);
 }
 
 static void offer(PfFusionGroup *group, uint32_t holder)
@@ -237,7 +237,8 @@ void pf_holder_remove_page(PfFusionGroup *group, uint32_t page)
 	}
 	pf_entry(group, h->entry)->n_hint_vms--;
 	update_admission(group, h->entry);
-	holder_release(group, holder);
+	pf_frame_note_unused(group, h->entry);
+	pf_holder_release(group, holder);
 }
 
 void pf_holder_page_idle(PfFusionGroup *group, uint32_t page)
@@ -260,29 +261,44 @@ void pf_holder_page_idle(PfFusionGroup *group, uint32_t page)
 	offer(group, p->holder);
 }
 
-void pf_holder_page_taken(PfFusionGroup *group, uint32_t page)
+void pf_holder_page_taken(PfFusionGroup *group, uint32_t page, PfHintState state)
 {
-	PfHolder *h = pf_holder(group, pf_page(group, page)->holder);
+	PfPage *p = pf_page(group, page);
+	PfHolder *h = pf_holder(group, p->holder);
 
+	if (p->state == PF_HINT_CANDIDATE)
+		retract(group, p->holder);
+	p->state = state;
 	ring_remove(group, h, page);
 	ring_append(group, h, page);
+	offer(group, p->holder);
 }
 
 void pf_entry_capturing(PfFusionGroup *group, uint32_t entry)
 {
 	each_holder(group, entry, retract);
 	pf_entry(group, entry)->state = PF_ENTRY_CAPTURING;
+	pf_entry_ordered(group, entry);
 }
 
-void pf_entry_uncaptured(PfFusionGroup *group, uint32_t entry)
+void pf_entry_ordered(PfFusionGroup *group, uint32_t entry)
+{
+	pf_entry(group, entry)->n_orders++;
+}
+
+void pf_entry_answered(PfFusionGroup *group, uint32_t entry)
 {
 	PfEntry *e = pf_entry(group, entry);
 	int64_t admitted_us = e->admitted_us;
 
-	e->state = PF_ENTRY_WAITING;
-	update_admission(group, entry);
-	e->admitted_us = admitted_us;
-	entry_release(group, entry);
+	e->n_orders--;
+	if (e->state == PF_ENTRY_CAPTURING) {
+		e->state = PF_ENTRY_WAITING;
+		update_admission(group, entry);
+		e->admitted_us = admitted_us;
+	}
+	pf_frame_note_unused(group, entry);
+	pf_entry_release(group, entry);
 }
 
 static void ready_pages(PfFusionGroup *group, uint32_t holder)
@@ -305,86 +321,39 @@ void pf_entry_framed(PfFusionGroup *group, uint32_t entry, uint32_t frame)
 {
 	PfEntry *e = pf_entry(group, entry);
 
-	assert(e->state == PF_ENTRY_CAPTURING);
+	assert(e->state != PF_ENTRY_FRAMED);
+	if (e->state == PF_ENTRY_WANTED)
+		each_holder(group, entry, retract);
 	e->state = PF_ENTRY_FRAMED;
 	e->frame = frame;
-	group->n_frames++;
-	group->fusion->stats.frames++;
+	pf_frame_insert(group, entry);
 	each_holder(group, entry, ready_pages);
 }
 
-static bool is_mapped(const PfFusionVm *vm, uint64_t gfn, uint64_t frame)
+/* The ring is walked while its pages go to the front: the next one is looked up first. */
+static void unready_pages(PfFusionGroup *group, uint32_t holder)
 {
-	uint32_t page = pf_page_find(vm, gfn);
-	const PfPage *p;
-
-	if (page == 0)
-		return false;
-	p = pf_page(vm->group, page);
-	return p->state == PF_HINT_FUSED && pf_entry(vm->group, p->target)->frame == frame;
-}
-
-/* Of the pages beside it, those that are in one run with this one. At the ends the number wraps,
- * and finds nothing. */
-static unsigned run_neighbours(const PfFusionVm *vm, const PfPage *p)
-{
-	uint64_t frame = pf_entry(vm->group, p->target)->frame;
-
-	return is_mapped(vm, p->gfn - UINT64_C(1), frame - 1) +
-	       is_mapped(vm, p->gfn + UINT64_C(1), frame + 1);
-}
-
-void pf_entry_map(PfFusionVm *vm, uint32_t page)
-{
-	PfFusionGroup *group = vm->group;
-	PfPage *p = pf_page(group, page);
-	PfEntry *e = pf_entry(group, p->target);
-	uint32_t holder = pf_holder_get(vm, p->target);
 	PfHolder *h = pf_holder(group, holder);
+	uint32_t page = h->pages;
 
-	if (h->n_maps++ == 0) {
-		e->n_map_vms++;
-		e->map_vms_xor ^= holder;
-		if (e->n_map_vms == 2) {
-			PfHolder *other = pf_holder(group, e->map_vms_xor ^ holder);
+	for (uint32_t n = h->n_hints; n > 0; n--) {
+		uint32_t next = pf_page(group, page)->hint_next;
 
-			pf_holder_vm(group, other)->stats.shared += other->n_maps;
+		if (pf_page(group, page)->state == PF_HINT_READY) {
+			pf_queue_remove(group, &pf_holder_vm(group, h)->fusible, page);
+			pf_holder_page_idle(group, page);
 		}
+		page = next;
 	}
-	if (e->n_map_vms >= 2)
-		vm->stats.shared++;
-	if (e->n_maps++ > 0)
-		group->fusion->stats.shared++;
-	vm->stats.fused++;
-	vm->stats.runs = vm->stats.runs + 1 - run_neighbours(vm, p);
-	if (p->holder != 0)
-		group->fusion->stats.candidates--;
 }
 
-void pf_entry_unmap(PfFusionVm *vm, uint32_t page)
+void pf_entry_unframed(PfFusionGroup *group, uint32_t entry)
 {
-	PfFusionGroup *group = vm->group;
-	PfPage *p = pf_page(group, page);
-	PfEntry *e = pf_entry(group, p->target);
-	uint32_t holder = pf_holder_find(vm, p->target);
-	PfHolder *h = pf_holder(group, holder);
+	PfEntry *e = pf_entry(group, entry);
 
-	if (e->n_map_vms >= 2)
-		vm->stats.shared--;
-	if (--h->n_maps == 0) {
-		e->n_map_vms--;
-		e->map_vms_xor ^= holder;
-		if (e->n_map_vms == 1) {
-			PfHolder *other = pf_holder(group, e->map_vms_xor);
-
-			pf_holder_vm(group, other)->stats.shared -= other->n_maps;
-		}
-	}
-	if (--e->n_maps > 0)
-		group->fusion->stats.shared--;
-	vm->stats.fused--;
-	vm->stats.runs = vm->stats.runs - 1 + run_neighbours(vm, p);
-	if (p->holder != 0)
-		group->fusion->stats.candidates++;
-	holder_release(group, holder);
+	assert(pf_entry_is_unused(e));
+	e->state = PF_ENTRY_WAITING;
+	e->frame = PF_NO_FRAME;
+	each_holder(group, entry, unready_pages);
+	pf_entry_release(group, entry);
 }

@@ -5,11 +5,21 @@
  * they came in. Longer files get a range for each 16 MiB: they lose one map at each seam.
  *
  * A range is made when the first frame in it is, not when the guest declares the module: declaring
- * costs nothing here. One frame can use up 4096 numbers and 512 bytes of bitmap at most, so whoever
- * wants to exhaust the 2^32 numbers of a group has to have 4 GiB of frames published first. When
- * the place is used (another page of the same file and place, with other bytes: another version
- * under the same name) or no range can be had any more, the frame goes to the spare range, one
- * behind the other.
+ * costs nothing here. When the place is used (another page of the same file and place, with other
+ * bytes: another version under the same name; or a frame that was freed) or no range can be had any
+ * more, the frame goes to the spare range, one behind the other.
+ *
+ * A number is never used again, so the bit of a place stays set when its frame is freed. When all
+ * frames of a range have been freed, the module loses the range and gets another one with its next
+ * frame: so modules stay contiguous after a night without VMs. Where at least an eighth of its
+ * numbers was used, the range is forgotten, and the rest of the numbers is lost. Else it waits, with
+ * its bits, for the next module that needs one of its length. So a number is lost for at most eight
+ * that were used, and otherwise the most that one frame can hold is 4096 numbers and 512 bytes of
+ * bitmap: whoever wants to exhaust the 2^32 numbers of a group has to have 2 TiB of frames published
+ * one after the other, or 4 GiB at a time. The lists of waiting ranges are by length, and at worst
+ * each is as long as the ranges of that length that were in use at a time.
+ *
+ * Freeing finds the range of a number by bisection: bases ascend in the order in which ranges are made.
  */
 #include "host-service/fusion_layout.h"
 #include "host-service/fusion_index.h"
@@ -24,8 +34,12 @@ typedef struct RangeKey {
 typedef struct Range {
 	RangeKey key;
 	uint64_t base;
-	uint64_t used[]; /* one bit a frame */
+	uint16_t n_blocks; /* of PF_LAYOUT_ALIGN numbers */
+	uint16_t n_used;   /* bits that are set */
+	uint16_t n_live;   /* of these, frames that were not freed */
+	uint64_t used[];   /* one bit a frame */
 } Range;
+static_assert(PF_LAYOUT_CHUNK_FRAMES <= UINT16_MAX, "Range.n_used");
 
 static guint range_hash(gconstpointer data)
 {
@@ -41,24 +55,34 @@ static gboolean range_equal(gconstpointer a, gconstpointer b)
 	return x->module == y->module && x->module_pages == y->module_pages && x->chunk == y->chunk;
 }
 
-void pf_layout_init(PfLayout *layout, uint64_t limit_frames)
+void pf_layout_init(PfLayout *layout, uint64_t first_frame, uint64_t limit_frames)
 {
-	assert(limit_frames <= PF_LAYOUT_FRAMES);
+	uint64_t rounded_up =
+		(first_frame + PF_LAYOUT_ALIGN - 1) / PF_LAYOUT_ALIGN * PF_LAYOUT_ALIGN;
+
+	assert(limit_frames <= PF_LAYOUT_FRAMES && first_frame <= PF_LAYOUT_FRAMES);
 	*layout = (PfLayout){
-		.ranges = g_hash_table_new_full(range_hash, range_equal, NULL, g_free),
+		.ranges = g_hash_table_new(range_hash, range_equal),
+		.by_base = g_ptr_array_new_with_free_func(g_free),
+		.next = MIN(rounded_up, limit_frames),
 		.limit = limit_frames,
 	};
+	for (unsigned i = 0; i < PF_LAYOUT_BLOCKS; i++)
+		layout->idle[i] = g_ptr_array_new();
 }
 
 void pf_layout_deinit(PfLayout *layout)
 {
 	g_hash_table_unref(layout->ranges);
+	for (unsigned i = 0; i < PF_LAYOUT_BLOCKS; i++)
+		g_ptr_array_unref(layout->idle[i]);
+	g_ptr_array_unref(layout->by_base);
 	*layout = (PfLayout){0};
 }
 
-static bool reserve(PfLayout *layout, uint32_t n_frames, uint64_t *base)
+static bool reserve(PfLayout *layout, uint32_t n_blocks, uint64_t *base)
 {
-	uint64_t n = (n_frames + PF_LAYOUT_ALIGN - 1) / PF_LAYOUT_ALIGN * PF_LAYOUT_ALIGN;
+	uint64_t n = (uint64_t)n_blocks * PF_LAYOUT_ALIGN;
 
 	if (layout->limit - layout->next < n)
 		return false;
@@ -73,23 +97,79 @@ static RangeKey key_of(const PfLayoutPlace *place)
 		place->module, place->module_pages, place->file_page / PF_LAYOUT_CHUNK_FRAMES};
 }
 
+static Range *new_range(PfLayout *layout, uint32_t n_blocks)
+{
+	Range *range;
+	uint64_t base;
+
+	if (!reserve(layout, n_blocks, &base))
+		return NULL;
+	range = g_malloc0(sizeof(*range) + n_blocks * (PF_LAYOUT_ALIGN / 8));
+	range->base = base;
+	range->n_blocks = (uint16_t)n_blocks;
+	g_ptr_array_add(layout->by_base, range);
+	return range;
+}
+
 static Range *get_range(PfLayout *layout, const PfLayoutPlace *place)
 {
 	RangeKey key = key_of(place);
 	Range *range = g_hash_table_lookup(layout->ranges, &key);
 	uint32_t n_frames = MIN(
 		place->module_pages - key.chunk * PF_LAYOUT_CHUNK_FRAMES, PF_LAYOUT_CHUNK_FRAMES);
-	uint64_t base;
+	uint32_t n_blocks = (n_frames + PF_LAYOUT_ALIGN - 1) / PF_LAYOUT_ALIGN;
+	GPtrArray *idle = layout->idle[n_blocks - 1];
 
 	if (range)
 		return range;
-	if (!reserve(layout, n_frames, &base))
+	if (idle->len > 0)
+		range = g_ptr_array_steal_index(idle, idle->len - 1);
+	else
+		range = new_range(layout, n_blocks);
+	if (!range)
 		return NULL;
-	range = g_malloc0(sizeof(*range) + (n_frames + 63) / 64 * sizeof(uint64_t));
 	range->key = key;
-	range->base = base;
 	g_hash_table_insert(layout->ranges, &range->key, range);
 	return range;
+}
+
+/* The place in by_base of the last range that begins at or before the frame, or -1. */
+static gint find_base(const PfLayout *layout, uint32_t frame)
+{
+	gint low = 0, high = (gint)layout->by_base->len;
+
+	while (low < high) {
+		gint middle = low + (high - low) / 2;
+		const Range *range = layout->by_base->pdata[middle];
+
+		if (range->base <= frame)
+			low = middle + 1;
+		else
+			high = middle;
+	}
+	return low - 1;
+}
+
+/* NULL: the frame is in the spare range. */
+static Range *find_range(const PfLayout *layout, uint32_t frame)
+{
+	gint i = find_base(layout, frame);
+	Range *range = i >= 0 ? layout->by_base->pdata[i] : NULL;
+
+	if (!range || frame - range->base >= (uint64_t)range->n_blocks * PF_LAYOUT_ALIGN)
+		return NULL;
+	return range;
+}
+
+/* No frame is left in it: its module loses it. */
+static void release_range(PfLayout *layout, Range *range)
+{
+	g_hash_table_remove(layout->ranges, &range->key);
+	if (range->n_used < range->n_blocks * PF_LAYOUT_ALIGN / 8)
+		g_ptr_array_add(layout->idle[range->n_blocks - 1], range);
+	else
+		g_ptr_array_remove_index(
+			layout->by_base, (guint)find_base(layout, (uint32_t)range->base));
 }
 
 static bool take_spare(PfLayout *layout, uint32_t *frame)
@@ -97,7 +177,7 @@ static bool take_spare(PfLayout *layout, uint32_t *frame)
 	uint64_t base;
 
 	if (layout->spare_next == layout->spare_end) {
-		if (!reserve(layout, PF_LAYOUT_ALIGN, &base))
+		if (!reserve(layout, 1, &base))
 			return false;
 		layout->spare_next = base;
 		layout->spare_end = base + PF_LAYOUT_ALIGN;
@@ -114,23 +194,40 @@ bool pf_layout_take(PfLayout *layout, const PfLayoutPlace *place, uint32_t *fram
 
 	assert(place->file_page < place->module_pages);
 	range = get_range(layout, place);
-	if (!range || (range->used[n / 64] & bit))
+	if (!range || (range->used[n / 64] & bit)) {
+		/* Nothing else would ever make an empty range idle again. */
+		if (range && range->n_live == 0)
+			release_range(layout, range);
 		return take_spare(layout, frame);
+	}
 	range->used[n / 64] |= bit;
+	range->n_used++;
+	range->n_live++;
 	*frame = (uint32_t)(range->base + n);
 	return true;
 }
 
-void pf_layout_untake(PfLayout *layout, const PfLayoutPlace *place, uint32_t frame)
+void pf_layout_untake(PfLayout *layout, uint32_t frame)
 {
-	RangeKey key = key_of(place);
-	Range *range = g_hash_table_lookup(layout->ranges, &key);
-	uint32_t n = place->file_page % PF_LAYOUT_CHUNK_FRAMES;
+	Range *range = find_range(layout, frame);
+	uint64_t n;
 
-	if (range && range->base + n == frame) {
-		range->used[n / 64] &= ~(UINT64_C(1) << (n % 64));
+	if (!range) {
+		assert(layout->spare_next == (uint64_t)frame + 1);
+		layout->spare_next--;
 		return;
 	}
-	assert(layout->spare_next == (uint64_t)frame + 1);
-	layout->spare_next--;
+	n = frame - range->base;
+	range->used[n / 64] &= ~(UINT64_C(1) << (n % 64));
+	range->n_used--;
+	if (--range->n_live == 0)
+		release_range(layout, range);
+}
+
+void pf_layout_free(PfLayout *layout, uint32_t frame)
+{
+	Range *range = find_range(layout, frame);
+
+	if (range && --range->n_live == 0)
+		release_range(layout, range);
 }

@@ -9,11 +9,16 @@
 #define PF_LAYOUT_ALIGN        512u                /* frames: ranges start at 2 MiB */
 #define PF_LAYOUT_CHUNK_FRAMES 4096u               /* a longer file has a range for each 16 MiB */
 
+#define PF_LAYOUT_BLOCKS (PF_LAYOUT_CHUNK_FRAMES / PF_LAYOUT_ALIGN) /* of the longest range */
+
 typedef struct PfLayout {
-	GHashTable *ranges;             /* of (module, part of the file) -> range; owned */
-	uint64_t next;                  /* first number that belongs to no range */
-	uint64_t limit;                 /* numbers from here on are never used */
-	uint64_t spare_next, spare_end; /* the range for what has no place of its own */
+	GHashTable *ranges; /* of (module, part of the file) -> range */
+	GPtrArray *by_base; /* all ranges, ascending; owned */
+	/* By length: ranges of no module, with places that were never used. */
+	GPtrArray *idle[PF_LAYOUT_BLOCKS]; /* owned */
+	uint64_t next;                     /* first number that belongs to no range */
+	uint64_t limit;                    /* numbers from here on are never used */
+	uint64_t spare_next, spare_end;    /* the range for what has no place of its own */
 } PfLayout;
 
 /* Where a page wants to be. */
@@ -23,13 +28,15 @@ typedef struct PfLayoutPlace {
 	uint32_t file_page; /* below module_pages */
 } PfLayoutPlace;
 
-/* limit_frames: PF_LAYOUT_FRAMES at most. */
-void pf_layout_init(PfLayout *layout, uint64_t limit_frames);
+/* The first number is first_frame or the next multiple of PF_LAYOUT_ALIGN. limit_frames: PF_LAYOUT_FRAMES at most. */
+void pf_layout_init(PfLayout *layout, uint64_t first_frame, uint64_t limit_frames);
 void pf_layout_deinit(PfLayout *layout);
 
 /* The frame's number; false: all numbers are used up. */
 bool pf_layout_take(PfLayout *layout, const PfLayoutPlace *place, uint32_t *frame);
 
-/* Takes back the number that the last pf_layout_take() gave, for the same place. It was never
- * published. */
-void pf_layout_untake(PfLayout *layout, const PfLayoutPlace *place, uint32_t frame);
+/* Takes back the number that the last pf_layout_take() gave. It was never published. */
+void pf_layout_untake(PfLayout *layout, uint32_t frame);
+
+/* The frame, whose number was given out and not taken back, is no more. Its number is not used again. */
+void pf_layout_free(PfLayout *layout, uint32_t frame);

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * Orders, their results, and losses.
+ * Orders and their results.
  *
  * Captures go before fuses: an answer to a capture makes up to 256 pages ready at once, and what is
  * ready together is fused in long runs. Pages come in any order: from the first in the queue we go
@@ -8,9 +8,15 @@
  * begins, and cut the run there. So a stretch is cut into full runs and one rest. The way back is
  * limited: it costs a few steps a page even when a stretch was said backwards.
  *
+ * Where huge pages are not to be broken at any price, a run ends where a 2 MiB range of gfns does, and
+ * says whether it may break the huge page there. Under PF_THP_BALANCED that depends on how many pages
+ * of the range could be fused or are: they are looked up one by one, so an order ends before it names
+ * too many ranges. A page that is left alone is tried again later; then its range may have more.
+ *
  * The record of an order names pages and entries by number. Neither can go away before the answer:
  * a page in an order keeps its record whatever the guest says meanwhile, and so does an entry that
- * is being captured or has a frame.
+ * is counted as ordered. An entry that is being captured may get its frame from another side first:
+ * from the list of a shim that maps one with these bytes. Then the copy is not needed any more.
  *
  * A shim is not trusted either: it can fuse a page and lose it, nothing more. An answer that fits
  * no order, or a loss of what was not fused, is -EPROTO. A result number that does not exist counts
@@ -25,10 +31,11 @@
 #define NOT_PRESENT_US     (2 * SECOND)
 #define NOT_PRESENT_MAX_US (300 * SECOND)
 #define STOPPED_US         (60 * SECOND)
+#define ASIDE_US           (5 * SECOND)
 #define SHORTAGE_US        (SECOND / 2)
 #define SHORTAGE_MAX_US    (60 * SECOND)
 #define LOOK_BACK_PAGES    (16 * PF_SHIM_RUN_PAGES)
-#define LOST_MAX_MISSES    65536u /* in one call; beyond that, the shim is not worth our time */
+#define ORDER_MAX_REGIONS  8u
 
 void pf_order_record_free(PfOrderRecord *record)
 {
@@ -43,7 +50,7 @@ static bool may_capture(const PfFusionGroup *group)
 
 bool pf_vm_has_orders(const PfFusionVm *vm)
 {
-	if (!vm->ready)
+	if (!vm->ready || vm->shim != PF_VM_SHIM_HERE)
 		return false;
 	return vm->fusible.head != 0 || (vm->candidates.head != 0 && may_capture(vm->group));
 }
@@ -81,8 +88,7 @@ static void capture_first(PfFusionVm *vm, PfOrder *order, PfOrderRecord *record)
 	PfOrderRun *last = order->n_runs > 0 ? &order->runs[order->n_runs - 1] : NULL;
 
 	pf_entry_capturing(group, entry);
-	p->state = PF_HINT_CAPTURING;
-	pf_holder_page_taken(group, page);
+	pf_holder_page_taken(group, page, PF_HINT_CAPTURING);
 	add_to_record(record, page, entry);
 	if (last && last->gfn.v + last->n_pages == p->gfn)
 		last->n_pages++;
@@ -99,16 +105,9 @@ static void capture_order(PfFusionVm *vm, PfOrder *order)
 		capture_first(vm, order, record);
 }
 
-static uint32_t hinted_entry(const PfFusionGroup *group, uint32_t page)
-{
-	uint32_t holder = pf_page(group, page)->holder;
-
-	return holder != 0 ? pf_holder(group, holder)->entry : 0;
-}
-
 static uint32_t hinted_frame(const PfFusionGroup *group, uint32_t page)
 {
-	return pf_entry(group, hinted_entry(group, page))->frame;
+	return pf_entry(group, pf_page_hinted_entry(group, page))->frame;
 }
 
 /* The page that the run goes on with behind this one (step 1) or before it (step -1), or 0. */
@@ -136,34 +135,90 @@ static uint32_t run_start(const PfFusionVm *vm, uint32_t page)
 	return page;
 }
 
-static void fuse_run(PfFusionVm *vm, PfOrder *order, PfOrderRecord *record)
+/* The 2 MiB ranges of gfns that an order has met, where that matters. */
+typedef struct Regions {
+	uint64_t numbers[ORDER_MAX_REGIONS];
+	bool dense[ORDER_MAX_REGIONS];
+	unsigned n;
+} Regions;
+
+/* Whether enough pages of the range are fused, or could be, to give the huge page up. */
+static bool is_dense(const PfFusionVm *vm, uint64_t region)
+{
+	unsigned n = 0;
+
+	for (uint64_t i = 0; i < PF_HUGE_PAGE_PAGES && n < PF_THP_BALANCED_PAGES; i++) {
+		uint32_t page = pf_page_find(vm, region * PF_HUGE_PAGE_PAGES + i);
+		PfHintState state =
+			page != 0 ? (PfHintState)pf_page(vm->group, page)->state : PF_HINT_NONE;
+
+		n += state == PF_HINT_READY || state == PF_HINT_ORDERED || state == PF_HINT_FUSED;
+	}
+	return n >= PF_THP_BALANCED_PAGES;
+}
+
+/* false: the order has met enough ranges. */
+static bool may_break_huge(const PfFusionVm *vm, uint64_t gfn, Regions *regions, bool *may)
+{
+	uint64_t region = gfn / PF_HUGE_PAGE_PAGES;
+	unsigned i = 0;
+
+	*may = vm->thp == PF_THP_ALL || (vm->thp == PF_THP_BALANCED && vm->group->fusion->pressure);
+	if (*may || vm->thp == PF_THP_PRESERVE)
+		return true;
+	while (i < regions->n && regions->numbers[i] != region)
+		i++;
+	if (i == ORDER_MAX_REGIONS)
+		return false;
+	if (i == regions->n) {
+		regions->numbers[i] = region;
+		regions->dense[i] = is_dense(vm, region);
+		regions->n++;
+	}
+	*may = regions->dense[i];
+	return true;
+}
+
+static bool ends_run(const PfFusionVm *vm, uint64_t gfn)
+{
+	return vm->thp != PF_THP_ALL && gfn % PF_HUGE_PAGE_PAGES == PF_HUGE_PAGE_PAGES - 1;
+}
+
+/* false: there is no room for it in this order. */
+static bool fuse_run(PfFusionVm *vm, PfOrder *order, PfOrderRecord *record, Regions *regions)
 {
 	PfFusionGroup *group = vm->group;
 	uint32_t page = run_start(vm, vm->fusible.head);
-	PfOrderRun *run = &order->runs[order->n_runs++];
+	PfOrderRun run = {.gfn = {pf_page(group, page)->gfn}, .frame = {hinted_frame(group, page)}};
 
-	*run = (PfOrderRun){
-		.gfn = {pf_page(group, page)->gfn}, .frame = {hinted_frame(group, page)}};
-	while (page != 0 && run->n_pages < PF_SHIM_RUN_PAGES) {
+	if (!may_break_huge(vm, run.gfn.v, regions, &run.may_break_huge))
+		return false;
+	while (page != 0 && run.n_pages < PF_SHIM_RUN_PAGES) {
 		PfPage *p = pf_page(group, page);
-		uint32_t next = run_next(vm, page, 1);
+		uint32_t next = ends_run(vm, p->gfn) ? 0 : run_next(vm, page, 1);
 
 		pf_queue_remove(group, &vm->fusible, page);
 		p->state = PF_HINT_ORDERED;
-		p->target = hinted_entry(group, page);
+		p->target = pf_page_hinted_entry(group, page);
+		pf_entry_ordered(group, p->target);
 		add_to_record(record, page, p->target);
-		run->n_pages++;
+		run.n_pages++;
 		page = next;
 	}
-	order->n_pages += run->n_pages;
+	order->runs[order->n_runs++] = run;
+	order->n_pages += run.n_pages;
+	return true;
 }
 
 static void fuse_order(PfFusionVm *vm, PfOrder *order)
 {
 	PfOrderRecord *record = start_order(vm, order, PF_ORDER_FUSE);
+	Regions regions = {.n = 0};
 
-	while (vm->fusible.head != 0 && order->n_runs < PF_SHIM_MAX_RUNS)
-		fuse_run(vm, order, record);
+	while (vm->fusible.head != 0 && order->n_runs < PF_SHIM_MAX_RUNS) {
+		if (!fuse_run(vm, order, record, &regions))
+			break;
+	}
 }
 
 bool pf_fusion_next_order(PfFusionVm *vm, PfOrder *order, int64_t now_us)
@@ -211,7 +266,7 @@ static void retry_later(PfFusionVm *vm, uint32_t page, int64_t first_us, int64_t
  * stands. */
 static void settle_differs(PfFusionVm *vm, uint32_t page, uint32_t entry)
 {
-	if (hinted_entry(vm->group, page) == entry)
+	if (pf_page_hinted_entry(vm->group, page) == entry)
 		pf_page_settle_dropped(vm, page);
 	else
 		pf_page_settle(vm, page);
@@ -229,6 +284,12 @@ static void settle_refused(PfFusionVm *vm, uint32_t page, uint32_t entry, PfShim
 	case PF_SHIM_NO_MAPS:
 	case PF_SHIM_STOPPED:
 		pf_page_settle_later(vm, page, STOPPED_US);
+		break;
+	case PF_SHIM_ASIDE:
+		pf_page_settle_later(vm, page, ASIDE_US);
+		break;
+	case PF_SHIM_HUGE:
+		pf_page_settle_huge(vm, page);
 		break;
 	case PF_SHIM_DIFFERENT:
 		settle_differs(vm, page, entry);
@@ -258,7 +319,7 @@ static PfLayoutPlace place_for(const PfFusionGroup *group, uint32_t entry, uint3
 	const PfPage *p;
 	const PfModule *module;
 
-	if (hinted_entry(group, page) != entry)
+	if (pf_page_hinted_entry(group, page) != entry)
 		page = any_hinted(group, entry);
 	p = pf_page(group, page);
 	module = pf_vm_module(pf_holder_vm(group, pf_holder(group, p->holder)), p->module);
@@ -290,7 +351,7 @@ static void make_frame(PfFusionGroup *group, const PfOrderedPage *ordered, uint3
 		return;
 	}
 	if (!capture->publish(capture->userdata, page_of_order, (PfFrame){frame})) {
-		pf_layout_untake(&group->layout, &place, frame);
+		pf_layout_untake(&group->layout, frame);
 		note_shortage(group);
 		return;
 	}
@@ -312,12 +373,11 @@ static void page_captured(
 		settle_differs(vm, ordered->page, ordered->entry);
 	} else {
 		/* A frame that only one VM still wants would save nothing. */
-		if (e->n_hint_vms >= PF_FUSION_ADMISSION)
+		if (e->state == PF_ENTRY_CAPTURING && e->n_hint_vms >= PF_FUSION_ADMISSION)
 			make_frame(group, ordered, i, capture);
 		pf_page_settle(vm, ordered->page);
 	}
-	if (e->state == PF_ENTRY_CAPTURING)
-		pf_entry_uncaptured(group, ordered->entry);
+	pf_entry_answered(group, ordered->entry);
 }
 
 int pf_fusion_captured(PfFusionVm *vm, uint64_t order_id, uint32_t n_pages,
@@ -338,12 +398,10 @@ static void page_fused(PfFusionVm *vm, const PfOrderedPage *ordered)
 {
 	PfFusionGroup *group = vm->group;
 	PfFusion *fusion = group->fusion;
-	PfPage *p = pf_page(group, ordered->page);
+	const PfPage *p = pf_page(group, ordered->page);
 
-	p->state = PF_HINT_FUSED;
-	p->tries = 0;
-	pf_entry_map(vm, ordered->page);
-	if (hinted_entry(group, ordered->page) == ordered->entry)
+	pf_page_fused(vm, ordered->page, ordered->entry);
+	if (pf_page_hinted_entry(group, ordered->page) == ordered->entry)
 		pf_latency_add(&fusion->latency,
 			fusion->now_us - MAX((int64_t)p->since,
 						 pf_entry(group, ordered->entry)->admitted_us));
@@ -363,52 +421,27 @@ int pf_fusion_fused(
 
 		if (result == PF_SHIM_DONE) {
 			page_fused(vm, ordered);
-			continue;
+		} else {
+			vm->stats.refused[result]++;
+			settle_refused(vm, ordered->page, ordered->entry, result);
 		}
-		vm->stats.refused[result]++;
-		settle_refused(vm, ordered->page, ordered->entry, result);
+		pf_entry_answered(vm->group, ordered->entry);
 	}
 	pf_order_record_free(record);
 	return 0;
 }
 
-static bool page_lost(PfFusionVm *vm, uint64_t gfn, uint64_t frame, PfShimLoss loss)
+static void void_capture(PfFusionVm *vm, const PfOrderRecord *record)
 {
-	PfFusionGroup *group = vm->group;
-	uint32_t page = pf_page_find(vm, gfn);
-	const PfPage *p = page != 0 ? pf_page(group, page) : NULL;
-	uint32_t target;
+	for (guint i = 0; i < record->pages->len; i++) {
+		const PfOrderedPage *ordered = &g_array_index(record->pages, PfOrderedPage, i);
 
-	if (!p || p->state != PF_HINT_FUSED || pf_entry(group, p->target)->frame != frame)
-		return false;
-	target = p->target;
-	pf_entry_unmap(vm, page);
-	if (loss == PF_SHIM_LOST_REVOKED) {
-		pf_page_revoked(vm, page);
-		vm->stats.revoked++;
-		group->fusion->stats.revoked++;
+		pf_page_settle(vm, ordered->page);
+		pf_entry_answered(vm->group, ordered->entry);
 	}
-	if (hinted_entry(group, page) == target)
-		pf_page_settle_dropped(vm, page);
-	else
-		pf_page_settle_new(vm, page);
-	return true;
 }
 
-int pf_fusion_lost(
-	PfFusionVm *vm, PfGfn gfn, PfFrame frame, uint32_t n_pages, PfShimLoss loss, int64_t now_us)
-{
-	uint32_t misses = 0;
-
-	pf_fusion_set_now(vm->group->fusion, now_us);
-	for (uint32_t i = 0; i < n_pages && misses < LOST_MAX_MISSES; i++) {
-		if (!page_lost(vm, gfn.v + i, frame.v + i, loss))
-			misses++;
-	}
-	return misses > 0 ? -EPROTO : 0;
-}
-
-void pf_vm_forget_orders(PfFusionVm *vm)
+void pf_vm_void_orders(PfFusionVm *vm)
 {
 	g_autoptr(GPtrArray) orders = vm->orders;
 
@@ -416,13 +449,7 @@ void pf_vm_forget_orders(PfFusionVm *vm)
 	for (guint i = 0; i < orders->len; i++) {
 		const PfOrderRecord *record = orders->pdata[i];
 
-		for (guint k = 0; k < record->pages->len; k++) {
-			const PfOrderedPage *ordered =
-				&g_array_index(record->pages, PfOrderedPage, k);
-
-			pf_page_settle(vm, ordered->page);
-			if (record->type == PF_ORDER_CAPTURE)
-				pf_entry_uncaptured(vm->group, ordered->entry);
-		}
+		if (record->type == PF_ORDER_CAPTURE)
+			void_capture(vm, record);
 	}
 }

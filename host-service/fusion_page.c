@@ -15,9 +15,10 @@
  *
  * Delays are taken from a short list of lengths, and each length has a queue of its own. So each
  * queue is in the order of time by itself, and looking for what is over looks at the heads only.
- * Memory of revokes: a page that was revoked n times in sequence has to wait 2^(n-1) seconds from
- * the last revoke on before a new hint for it counts, an hour at most; after six peaceful hours it
- * starts anew.
+ * Pages that are left alone in a huge page have queues of their own, because more than time can end
+ * their delay. Memory of revokes: a page that was revoked n times in sequence has to wait 2^(n-1)
+ * times the configured delay from the last revoke on before a new hint for it counts, an hour at
+ * most; after six peaceful hours it starts anew.
  */
 #include "host-service/fusion_private.h"
 
@@ -26,11 +27,15 @@
 #define REVOKE_PEACE_US  (6 * 3600 * SECOND)
 #define REVOKE_MAX_LEVEL 13 /* 2^12 seconds are more than an hour */
 
+/* From FIRST_HUGE on, for pages in huge pages. Ascending in both parts. */
 static const int64_t delays_us[] = {
+	SECOND / 10,
+	SECOND / 5,
 	SECOND / 2,
 	1 * SECOND,
 	2 * SECOND,
 	4 * SECOND,
+	5 * SECOND,
 	8 * SECOND,
 	16 * SECOND,
 	32 * SECOND,
@@ -43,7 +48,13 @@ static const int64_t delays_us[] = {
 	1024 * SECOND,
 	2048 * SECOND,
 	3600 * SECOND,
+	30 * SECOND,
+	60 * SECOND,
+	120 * SECOND,
+	240 * SECOND,
+	300 * SECOND,
 };
+#define FIRST_HUGE (PF_FUSION_N_DELAYS - 5)
 static_assert(G_N_ELEMENTS(delays_us) == PF_FUSION_N_DELAYS, "one queue a length");
 
 static uint64_t gfn_hash(const void *context, uint32_t page)
@@ -241,12 +252,12 @@ static unsigned delay_class(int64_t delay_us)
 {
 	unsigned i = 0;
 
-	while (i < PF_FUSION_N_DELAYS - 1 && delays_us[i] < delay_us)
+	while (i < FIRST_HUGE - 1 && delays_us[i] < delay_us)
 		i++;
 	return i;
 }
 
-void pf_page_settle_later(PfFusionVm *vm, uint32_t page, int64_t delay_us)
+static void delay(PfFusionVm *vm, uint32_t page, unsigned class)
 {
 	PfFusionGroup *group = vm->group;
 	PfPage *p = pf_page(group, page);
@@ -257,9 +268,23 @@ void pf_page_settle_later(PfFusionVm *vm, uint32_t page, int64_t delay_us)
 		return;
 	}
 	p->state = PF_HINT_DELAYED;
-	p->delay_class = delay_class(delay_us);
-	p->when = pf_ticks_up(group->fusion->now_us + delays_us[p->delay_class]);
-	pf_queue_push(group, &group->delayed[p->delay_class], page);
+	p->delay_class = class;
+	p->when = pf_ticks_up(group->fusion->now_us + delays_us[class]);
+	pf_queue_push(group, &group->delayed[class], page);
+}
+
+void pf_page_settle_later(PfFusionVm *vm, uint32_t page, int64_t delay_us)
+{
+	delay(vm, page, delay_class(delay_us));
+}
+
+void pf_page_settle_huge(PfFusionVm *vm, uint32_t page)
+{
+	PfPage *p = pf_page(vm->group, page);
+	unsigned class = MIN(FIRST_HUGE + p->tries, PF_FUSION_N_DELAYS - 1);
+
+	p->tries = MIN(p->tries + 1, 15);
+	delay(vm, page, class);
 }
 
 void pf_page_settle_dropped(PfFusionVm *vm, uint32_t page)
@@ -283,7 +308,8 @@ void pf_page_settle_new(PfFusionVm *vm, uint32_t page)
 		pf_page_settle(vm, page);
 		return;
 	}
-	wait_us = MIN(SECOND << (p->revokes - 1), REVOKE_MAX_US) - since_revoked_us(vm, p);
+	wait_us = MIN(vm->group->fusion->revoke_delay_us << (p->revokes - 1), REVOKE_MAX_US) -
+		  since_revoked_us(vm, p);
 	if (wait_us <= 0) {
 		pf_page_settle(vm, page);
 		return;
@@ -300,6 +326,39 @@ void pf_page_revoked(PfFusionVm *vm, uint32_t page)
 		p->revokes = 0;
 	p->revokes = MIN(p->revokes + 1, REVOKE_MAX_LEVEL);
 	p->when = (uint32_t)(vm->group->fusion->now_us / PF_FUSION_TICK_US);
+}
+
+void pf_group_retry_huge(PfFusionGroup *group, const PfFusionVm *only)
+{
+	for (unsigned i = FIRST_HUGE; i < PF_FUSION_N_DELAYS; i++) {
+		PfQueue *queue = &group->delayed[i];
+		uint32_t next;
+
+		for (uint32_t page = queue->head; page != 0; page = next) {
+			PfPage *p = pf_page(group, page);
+			PfFusionVm *vm = pf_holder_vm(group, pf_holder(group, p->holder));
+
+			next = p->queue_next;
+			if (only ? vm != only : vm->thp != PF_THP_BALANCED)
+				continue;
+			pf_queue_remove(group, queue, page);
+			p->tries = 0;
+			pf_page_settle(vm, page);
+		}
+	}
+}
+
+void pf_page_fused(PfFusionVm *vm, uint32_t page, uint32_t entry)
+{
+	PfPage *p = pf_page(vm->group, page);
+
+	leave_queue(vm, page);
+	if (p->state == PF_HINT_IDLE || p->state == PF_HINT_CANDIDATE)
+		pf_holder_page_taken(vm->group, page, PF_HINT_FUSED);
+	p->state = PF_HINT_FUSED;
+	p->target = entry;
+	p->tries = 0;
+	pf_entry_map(vm, page);
 }
 
 void pf_group_tick(PfFusionGroup *group)

@@ -12,8 +12,9 @@
 
 #define PF_FUSION_ADMISSION 2u /* VMs that must hint a digest before it is worth a frame */
 #define PF_FUSION_TICK_US   INT64_C(100000) /* back-offs are kept in these units, rounded up */
-#define PF_FUSION_N_DELAYS  16u
+#define PF_FUSION_N_DELAYS  24u
 #define PF_NO_FRAME         UINT32_MAX
+#define PF_HUGE_PAGE_PAGES  512u
 
 /* Since the first call; the clock stands still then. */
 #define PF_FUSION_MAX_US ((INT64_C(1) << 47) - 1)
@@ -35,7 +36,8 @@ typedef struct PfPage {
 	uint64_t state : 4;       /* PfHintState */
 	uint64_t tries : 4;       /* busy or not present, in sequence */
 	uint64_t revokes : 4;     /* in sequence; 0: none, or forgotten */
-	uint64_t delay_class : 4; /* DELAYED: which of group->delayed */
+	uint64_t delay_class : 5; /* DELAYED: which of group->delayed */
+	uint64_t listed : 1;      /* FUSED, and on the list that the shim is giving */
 	uint64_t : 0;
 	uint64_t since : 48;  /* us: when it was hinted */
 	uint64_t module : 16; /* of the hint */
@@ -65,7 +67,7 @@ typedef enum PfEntryState {
 	PF_ENTRY_WAITING,   /* too few VMs hint it */
 	PF_ENTRY_WANTED,    /* each holder with an IDLE page offers one as CANDIDATE */
 	PF_ENTRY_CAPTURING, /* one order has a page for it */
-	PF_ENTRY_FRAMED,    /* for ever: frames are not freed while the group lives */
+	PF_ENTRY_FRAMED,    /* its bytes are in the store; until the frame is freed */
 } PfEntryState;
 
 /* One digest of a group. */
@@ -78,7 +80,9 @@ typedef struct PfEntry {
 	uint32_t n_map_vms;   /* holders with a mapping */
 	uint32_t map_vms_xor; /* exclusive or of their numbers: with one left, its number */
 	uint32_t n_maps;      /* mappings of all */
-	uint32_t state;       /* PfEntryState */
+	uint32_t n_orders;    /* pages that are CAPTURING for it or ORDERED to be fused to it */
+	uint32_t state : 8;   /* PfEntryState */
+	uint32_t queued : 1;  /* FRAMED: it is in group->unused or group->unused_adopted */
 } PfEntry;
 static_assert(sizeof(PfEntry) == 72, "there are millions of them");
 
@@ -103,11 +107,20 @@ typedef struct PfOrderRecord {
 	GArray *pages; /* of PfOrderedPage, in the order of the runs; owned */
 } PfOrderRecord;
 
+typedef enum PfVmShim {
+	PF_VM_SHIM_AWAY,    /* or never heard: no orders; pages may be ORDERED in no order */
+	PF_VM_SHIM_LISTING, /* likewise, and pages that it has listed so far are marked */
+	PF_VM_SHIM_HERE,    /* what is FUSED here is what it maps */
+} PfVmShim;
+
 struct PfFusionVm {
 	PfFusionGroup *group;
 	uint32_t slot; /* in group->vms */
 	void *userdata;
 	bool ready;
+	PfVmShim shim;
+	bool known;         /* it was HERE once: it maps nothing that is not FUSED or ORDERED */
+	PfThp thp;          /* not PF_THP_DEFAULT */
 	PfIndex pages;      /* by gfn */
 	PfIndex holders;    /* by entry */
 	GArray *modules;    /* of PfModule, by module_id; owned */
@@ -123,15 +136,19 @@ struct PfFusionGroup {
 	uint64_t seed;  /* of all hashes */
 	GPtrArray *vms; /* by slot; NULL where one has left */
 	uint32_t n_vms;
+	uint32_t n_unknown; /* VMs not known */
 	PfPool pages, holders, entries;
-	PfIndex digests; /* entries */
+	PfIndex digests;        /* entries */
+	PfIndex frames;         /* entries that have one, by frame */
+	uint64_t first_own;     /* frames below are of an earlier service; 0: there was none */
+	GArray *unused;         /* entries whose frame was unused once, each once; owned */
+	GArray *unused_adopted; /* likewise, of frames below first_own */
 	PfLayout layout;
 	PfQueue delayed[PF_FUSION_N_DELAYS]; /* each in the order of `when` */
 	bool short_of_memory;                /* nothing is captured until short_until */
 	uint32_t short_until;                /* ticks */
 	uint32_t shortages;                  /* in sequence */
 	bool full; /* no frame number is left: nothing is captured any more */
-	uint64_t n_frames;
 };
 
 struct PfFusion {
@@ -142,6 +159,8 @@ struct PfFusion {
 	int64_t now_us;     /* latest, since the epoch */
 	bool started;       /* epoch_us is set */
 	uint64_t last_order_id;
+	int64_t revoke_delay_us;
+	bool pressure;
 	PfFusionStats stats;
 	PfLatencyHistogram latency;
 };
@@ -166,7 +185,22 @@ static inline PfFusionVm *pf_holder_vm(const PfFusionGroup *group, const PfHolde
 	return group->vms->pdata[holder->vm];
 }
 
-/* fusion_entry.c: digests, who holds them, who maps them */
+/* The entry that the page is hinted to have the digest of, or 0. */
+static inline uint32_t pf_page_hinted_entry(const PfFusionGroup *group, uint32_t page)
+{
+	uint32_t holder = pf_page(group, page)->holder;
+
+	return holder != 0 ? pf_holder(group, holder)->entry : 0;
+}
+
+/* Its frame can be freed: nobody maps it or is about to, and too few want it. */
+static inline bool pf_entry_is_unused(const PfEntry *e)
+{
+	return e->state == PF_ENTRY_FRAMED && e->n_maps == 0 && e->n_orders == 0 &&
+	       e->n_hint_vms < PF_FUSION_ADMISSION;
+}
+
+/* fusion_entry.c: digests, who holds them, who could have them captured */
 
 /* Finds or makes. A new entry must get a holder, and a new holder a hint or a mapping. */
 uint32_t pf_entry_get(PfFusionGroup *group, const PfDigest *digest);
@@ -178,15 +212,31 @@ uint32_t pf_holder_find(const PfFusionVm *vm, uint32_t entry);
 void pf_holder_add_page(PfFusionGroup *group, uint32_t page);
 void pf_holder_remove_page(PfFusionGroup *group, uint32_t page);
 
-/* The page, which is in the ring, may be captured from now on; or is in an order now. */
+/* The page, which is in the ring, may be captured from now on; or is in a state where it may not. */
 void pf_holder_page_idle(PfFusionGroup *group, uint32_t page);
-void pf_holder_page_taken(PfFusionGroup *group, uint32_t page);
+void pf_holder_page_taken(PfFusionGroup *group, uint32_t page, PfHintState state);
 
-/* One page of the entry is being captured, so no other may be; the attempt failed; it has a frame
- * now. */
+/* What its last mapping, order, hint or frame has gone from may be nothing to remember any more. */
+void pf_holder_release(PfFusionGroup *group, uint32_t holder);
+void pf_entry_release(PfFusionGroup *group, uint32_t entry);
+
+/* An order has a page for the entry: to capture it, which no other may do then, or to fuse it. */
 void pf_entry_capturing(PfFusionGroup *group, uint32_t entry);
-void pf_entry_uncaptured(PfFusionGroup *group, uint32_t entry);
+void pf_entry_ordered(PfFusionGroup *group, uint32_t entry);
+
+/* The page is settled. If it was to be captured, and no frame has come of it, others may be. */
+void pf_entry_answered(PfFusionGroup *group, uint32_t entry);
+
+/* It has a frame now, by its capture or because an earlier service made it; or no longer. */
 void pf_entry_framed(PfFusionGroup *group, uint32_t entry, uint32_t frame);
+void pf_entry_unframed(PfFusionGroup *group, uint32_t entry);
+
+/* fusion_frame.c: frames, who maps them, and which can go */
+uint32_t pf_frame_find(const PfFusionGroup *group, uint64_t frame); /* entry, or 0 */
+void pf_frame_insert(PfFusionGroup *group, uint32_t entry);
+
+/* Puts the entry on the list of unused frames if it belongs there. */
+void pf_frame_note_unused(PfFusionGroup *group, uint32_t entry);
 
 /* The page was mapped to the frame of its target (it is FUSED), or is to be no more (it still
  * is). */
@@ -220,6 +270,15 @@ void pf_page_settle(PfFusionVm *vm, uint32_t page);
 void pf_page_settle_later(PfFusionVm *vm, uint32_t page, int64_t delay_us);
 void pf_page_settle_dropped(PfFusionVm *vm, uint32_t page); /* its hint is void */
 
+/* It is in a huge page that may not be broken now. Tried again later, and when pf_group_retry_huge() says so. */
+void pf_page_settle_huge(PfFusionVm *vm, uint32_t page);
+
+/* Ends these delays for the pages of one VM; NULL: of all whose huge pages may be broken under pressure. */
+void pf_group_retry_huge(PfFusionGroup *group, const PfFusionVm *only);
+
+/* The page, which is not FUSED, is mapped to the entry's frame now. */
+void pf_page_fused(PfFusionVm *vm, uint32_t page, uint32_t entry);
+
 /* As pf_page_settle() for a hint that is new: a page revoked a while ago has to wait. */
 void pf_page_settle_new(PfFusionVm *vm, uint32_t page);
 
@@ -238,9 +297,12 @@ bool pf_group_next_tick(const PfFusionGroup *group, uint32_t *when);
 int64_t pf_fusion_set_now(PfFusion *fusion, int64_t now_us);
 bool pf_vm_has_orders(const PfFusionVm *vm);
 
-/* None of the VM's orders will be answered: their pages are settled. */
-void pf_vm_forget_orders(PfFusionVm *vm);
+/* None of the VM's orders will be answered. Pages to be captured are settled; those to be fused stay ORDERED. */
+void pf_vm_void_orders(PfFusionVm *vm);
 void pf_order_record_free(PfOrderRecord *record);
+
+/* fusion_shim.c: none of the VM's pages is FUSED or ORDERED any more; its orders are void already. */
+void pf_vm_forget_mappings(PfFusionVm *vm);
 
 static inline uint32_t pf_ticks_up(int64_t us)
 {

@@ -526,6 +526,11 @@ gboolean pf_guest_located(const PfGuest *guest)
 	return guest->located;
 }
 
+uint64_t pf_guest_n_pages(const PfGuest *guest)
+{
+	return MIN(guest->reported_pages, guest->memory_pages);
+}
+
 const char *pf_guest_reason(const PfGuest *guest)
 {
 	if (!guest->available)

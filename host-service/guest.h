@@ -36,6 +36,9 @@ PfHva pf_guest_hva(const PfGuest *guest, PfGfn gfn, uint32_t n_pages);
  * RAM. */
 uint64_t pf_guest_gfn(const PfGuest *guest, PfHva hva, PfGfn *gfn);
 
+/* Pages of RAM that the guest has by its own account, and can have at most. */
+uint64_t pf_guest_n_pages(const PfGuest *guest);
+
 /* Why this guest's pages cannot be fused, a sentence that is valid until the next main loop
  * iteration; NULL when they can. */
 const char *pf_guest_reason(const PfGuest *guest);

@@ -21,9 +21,19 @@
 
 static struct {
 	char *uri, *run_dir, *shim;
-	int broker_fd;
+	PfThp thp;
+	int broker_fd, revoke_delay_ms;
 	gboolean debug, no_bus, version;
-} options = {.broker_fd = -1};
+} options = {.thp = PF_THP_BALANCED, .broker_fd = -1, .revoke_delay_ms = -1};
+
+static gboolean parse_thp(const char *option, const char *name, gpointer data, GError **error)
+{
+	if (pf_thp_parse(name, &options.thp) && options.thp != PF_THP_DEFAULT)
+		return TRUE;
+	g_set_error(error, G_OPTION_ERROR, G_OPTION_ERROR_BAD_VALUE,
+		"%s cannot be '%s': give it preserve, balanced or all", option, name);
+	return FALSE;
+}
 
 static const GOptionEntry entries[] = {
 	{"connect", 'c', 0, G_OPTION_ARG_STRING, &options.uri,
@@ -32,11 +42,17 @@ static const GOptionEntry entries[] = {
 		"directory of the socket for shims (" PF_DEFAULT_RUN_DIR ")", "DIR"},
 	{"shim", 0, 0, G_OPTION_ARG_FILENAME, &options.shim,
 		"the library that VMs preload (" PF_SHIM_PATH ")", "FILE"},
+	{"thp", 0, 0, G_OPTION_ARG_CALLBACK, parse_thp,
+		"when huge pages of VMs may be broken: preserve, balanced or all (balanced)",
+		"POLICY"},
 	{"debug", 0, 0, G_OPTION_ARG_NONE, &options.debug, "log more", NULL},
 	{"version", 0, 0, G_OPTION_ARG_NONE, &options.version, "print the version and exit", NULL},
-	/* For tests: a broker that runs already, and no name on the bus. */
+	/* For tests: a broker that runs already, no name on the bus, and another wait after a
+	 * revoke. */
 	{"broker-fd", 0, G_OPTION_FLAG_HIDDEN, G_OPTION_ARG_INT, &options.broker_fd, NULL, "FD"},
 	{"no-bus", 0, G_OPTION_FLAG_HIDDEN, G_OPTION_ARG_NONE, &options.no_bus, NULL, NULL},
+	{"revoke-delay-ms", 0, G_OPTION_FLAG_HIDDEN, G_OPTION_ARG_INT, &options.revoke_delay_ms,
+		NULL, "N"},
 	{0},
 };
 
@@ -72,11 +88,14 @@ static void on_bus_failed(const char *message, void *userdata)
 
 static gboolean serve(Run *run, const char *socket_path, int broker_fd, GError **error)
 {
-	PfServiceConfig config = {.shim_socket = socket_path};
-	g_autoptr(PfService) service =
-		pf_service_new(&config, broker_fd, on_broker_closed, run, error);
+	PfServiceConfig config = {
+		.shim_socket = socket_path, .thp = options.thp, .fusion = PF_FUSION_DEFAULTS};
+	g_autoptr(PfService) service = NULL;
 	PfDbusFront *front;
 
+	if (options.revoke_delay_ms >= 0)
+		config.fusion.revoke_delay_us = INT64_C(1000) * options.revoke_delay_ms;
+	service = pf_service_new(&config, broker_fd, on_broker_closed, run, error);
 	if (!service)
 		return FALSE;
 	front = options.no_bus ? NULL : pf_dbus_front_new(service, on_bus_failed, run);

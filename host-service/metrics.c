@@ -23,17 +23,25 @@
 static const PfMetric table[] = {
 	[PF_METRIC_HOST_SHARED] = {"RAM/VMM/Shared", "kB"},
 	[PF_METRIC_HOST_FRAMES] = {"RAM/VMM/Frames", "kB"},
+	[PF_METRIC_HOST_FRAMES_FREED] = {"RAM/VMM/FramesFreed", "frames"},
 	[PF_METRIC_HOST_REVOKED] = {"RAM/VMM/Revoked", "pages"},
 	[PF_METRIC_HOST_CANDIDATES] = {"RAM/VMM/Candidates", "kB"},
 	[PF_METRIC_HOST_HINT_TO_FUSED] = {"RAM/VMM/HintToFused", "us"},
 	[PF_METRIC_HOST_STORE_ALLOCATED] = {"RAM/VMM/StoreAllocated", "kB"},
+	[PF_METRIC_HOST_STORE_SWAPPED] = {"RAM/VMM/StoreSwapped", "kB"},
+	[PF_METRIC_HOST_PRESSURE] = {"RAM/VMM/Pressure", "bool"},
 	[PF_METRIC_VM_SHARED] = {"Guest/RAM/Usage/Shared", "kB"},
 	[PF_METRIC_VM_HINTED] = {"Guest/PageFusion/Hinted", "pages"},
 	[PF_METRIC_VM_FUSED] = {"Guest/PageFusion/Fused", "pages"},
 	[PF_METRIC_VM_REVOKED] = {"Guest/PageFusion/Revoked", "pages"},
 	[PF_METRIC_VM_REFUSED] = {"Guest/PageFusion/Refused", "pages"},
+	[PF_METRIC_VM_BUSY] = {"Guest/PageFusion/Busy", "pages"},
+	[PF_METRIC_VM_DISCARDED] = {"Guest/PageFusion/Discarded", "pages"},
+	[PF_METRIC_VM_WRITTEN] = {"Guest/PageFusion/Written", "pages"},
+	[PF_METRIC_VM_WAYS_OUT] = {"Guest/PageFusion/WaysOut", "times"},
 	[PF_METRIC_VM_RUNS] = {"Guest/PageFusion/Runs", "pieces"},
 	[PF_METRIC_VM_MAPS] = {"Guest/PageFusion/Maps", "maps"},
+	[PF_METRIC_VM_MAPS_BUDGET] = {"Guest/PageFusion/MapsBudget", "maps"},
 };
 static_assert(G_N_ELEMENTS(table) == PF_METRIC_N, "a line for each metric");
 static_assert(PF_METRIC_N < 32, "selected is a mask of 32 bits");
@@ -212,6 +220,9 @@ gboolean pf_metric_host_value(PfMetricId id, const PfHostView *host, uint64_t *v
 	case PF_METRIC_HOST_FRAMES:
 		*value = host->stats.frames * KIB_PER_PAGE;
 		return TRUE;
+	case PF_METRIC_HOST_FRAMES_FREED:
+		*value = host->stats.freed;
+		return TRUE;
 	case PF_METRIC_HOST_REVOKED:
 		*value = host->stats.revoked;
 		return TRUE;
@@ -226,6 +237,12 @@ gboolean pf_metric_host_value(PfMetricId id, const PfHostView *host, uint64_t *v
 	case PF_METRIC_HOST_STORE_ALLOCATED:
 		*value = host->store_allocated_kib;
 		return TRUE;
+	case PF_METRIC_HOST_STORE_SWAPPED:
+		*value = host->store_swapped_kib;
+		return TRUE;
+	case PF_METRIC_HOST_PRESSURE:
+		*value = host->pressure ? 1 : 0;
+		return TRUE;
 	default:
 		return FALSE;
 	}
@@ -238,6 +255,35 @@ static uint64_t sum_refused(const PfFusionVmStats *stats)
 	for (unsigned i = PF_SHIM_DONE + 1; i < PF_SHIM_N_RESULTS; i++)
 		sum += stats->refused[i];
 	return sum;
+}
+
+/* What the shim counts: without one that is connected nobody does. */
+static gboolean shim_value(PfMetricId id, const PfVmView *vm, uint64_t *value)
+{
+	if (!vm->shim_connected)
+		return FALSE;
+	switch (id) {
+	case PF_METRIC_VM_BUSY:
+		*value = vm->shim.busy_pages;
+		return TRUE;
+	case PF_METRIC_VM_DISCARDED:
+		*value = vm->shim.discarded_pages;
+		return TRUE;
+	case PF_METRIC_VM_WRITTEN:
+		*value = vm->shim.written_pages;
+		return TRUE;
+	case PF_METRIC_VM_WAYS_OUT:
+		*value = vm->shim.ways_out;
+		return TRUE;
+	case PF_METRIC_VM_MAPS:
+		*value = vm->shim.maps;
+		return TRUE;
+	case PF_METRIC_VM_MAPS_BUDGET:
+		*value = vm->shim.maps_budget;
+		return TRUE;
+	default:
+		return FALSE;
+	}
 }
 
 gboolean pf_metric_vm_value(PfMetricId id, const PfVmView *vm, uint64_t *value)
@@ -263,13 +309,7 @@ gboolean pf_metric_vm_value(PfMetricId id, const PfVmView *vm, uint64_t *value)
 	case PF_METRIC_VM_RUNS:
 		*value = vm->stats.runs;
 		return TRUE;
-	case PF_METRIC_VM_MAPS:
-		/* Without a shim nobody counts them. */
-		if (!vm->shim_connected)
-			return FALSE;
-		*value = vm->shim.maps;
-		return TRUE;
 	default:
-		return FALSE;
+		return shim_value(id, vm, value);
 	}
 }

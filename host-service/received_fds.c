@@ -22,10 +22,11 @@ void pf_received_fds_close_later(int fd)
 	g_thread_pool_push(pool, GINT_TO_POINTER(fd + 1), NULL);
 }
 
-unsigned pf_received_fds_drop(struct msghdr *message)
+unsigned pf_received_fds_take_first(struct msghdr *message, int *first)
 {
 	unsigned n = 0;
 
+	*first = -1;
 	for (struct cmsghdr *c = CMSG_FIRSTHDR(message); c; c = CMSG_NXTHDR(message, c)) {
 		if (c->cmsg_level != SOL_SOCKET || c->cmsg_type != SCM_RIGHTS)
 			continue;
@@ -34,8 +35,21 @@ unsigned pf_received_fds_drop(struct msghdr *message)
 			int fd;
 
 			memcpy(&fd, CMSG_DATA(c) + at, sizeof fd);
-			pf_received_fds_close_later(fd);
+			if (n == 0)
+				*first = fd;
+			else
+				pf_received_fds_close_later(fd);
 		}
 	}
+	return n;
+}
+
+unsigned pf_received_fds_drop(struct msghdr *message)
+{
+	int first;
+	unsigned n = pf_received_fds_take_first(message, &first);
+
+	if (first >= 0)
+		pf_received_fds_close_later(first);
 	return n;
 }

@@ -18,5 +18,8 @@ typedef union PfReceivedFds {
 /* Takes the descriptors out of a received message and has them closed. Returns how many there were. */
 unsigned pf_received_fds_drop(struct msghdr *message);
 
+/* The same, but for the first one: *fd is the caller's then; -1: there was none. */
+unsigned pf_received_fds_take_first(struct msghdr *message, int *fd);
+
 /* Closes a descriptor in another thread: it may hold messages, and so descriptors, that nobody has read. */
 void pf_received_fds_close_later(int fd);

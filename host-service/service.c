@@ -2,18 +2,21 @@
 /*
  * Theory of operation
  *
- * The broker says which domains there are. One that runs with the flag on and is not refused has a
- * PfVm; the stores are kept by trust group, each as long as a VM of the group. Shims connect to a
- * socket and belong to the VM whose QEMU has the process id that the kernel gives for the peer. A
+ * The broker says which domains there are. One that runs has a PfVm if its flag is on, or if its shim has connected:
+ * a VM that was refused or switched off while it runs may share memory still, which has to be released. Shims connect
+ * to a socket and belong to the VM whose QEMU has the process id that the kernel gives for the peer. A
  * shim may be faster than libvirt's event about its VM, so unmatched ones wait a while. A lock
  * beside the socket keeps a second service from taking it away; its file is never removed, because a
  * service that is just starting may have opened it.
  *
  * Whoever may have made orders possible calls wanted(); then one idle callback pumps all VMs that
- * have some, after everything that is readable was read, so that orders are long.
+ * have some, after everything that is readable was read, so that orders are long. Behind them frames that nobody
+ * needs any more are given back. What else a store may hold (frames of an earlier service that nobody has claimed,
+ * holes that a QEMU has touched) is looked for now and then, and not before every shim has had time to come back.
  */
 #include "host-service/service.h"
 #include "common/log.h"
+#include "host-service/pressure.h"
 #include "host-service/vm.h"
 #include <errno.h>
 #include <fcntl.h>
@@ -28,10 +31,14 @@
 
 #define MAX_UNMATCHED    64 /* shims that no VM is known for */
 #define UNMATCHED_MAX_US (30 * G_USEC_PER_SEC)
+#define FREE_A_TURN      1024 /* frames */
+#define SWEEP_S          10 /* longer than the longest pause of a shim between two attempts to connect */
+#define SWEEP_SLACK_KIB                                                                            \
+	1024 /* beside the frames, in a store of ours: it costs less than looking for it */
 
 typedef struct Domain {
 	PfDomain domain;
-	PfVm *vm;      /* NULL unless it runs, has the flag, and is not refused */
+	PfVm *vm;      /* NULL unless it runs, and has the flag or a shim */
 	char *trouble; /* why there is none all the same; NULL: there is, or need not be */
 } Domain;
 
@@ -40,22 +47,20 @@ typedef struct Unmatched {
 	gint64 since_us;
 } Unmatched;
 
-typedef struct Store {
-	PfStore *store;
-	guint n_vms;
-} Store;
-
 struct PfService {
 	PfBroker *broker;
 	PfFusion *fusion;
 	PfHasher *hasher;
 	PfVmContext context;
+	PfGroups *groups;
+	PfPressure *pressure;
+	gboolean is_under_pressure;
 	GHashTable *domains; /* uuid (in the value) -> Domain */
-	GHashTable *stores;  /* trust group -> Store */
 	GQueue unmatched;    /* of Unmatched */
 	char *socket_path;
 	int lock, listener; /* -1: not ours */
-	guint listen_source, pump_source, tick_source;
+	guint listen_source, pump_source, tick_source, sweep_source;
+	gboolean had_time; /* every shim that was there at the start has had time to come back */
 	gboolean connected;
 	char *reason;
 	void (*closed)(void *userdata);
@@ -64,9 +69,24 @@ struct PfService {
 
 /* Orders */
 
+/*
+ * Whether it is known what all VMs of this one's group map. Frames of an earlier service would be made a second time
+ * if orders began before that, but not for ever: a VM may be there whose shim never comes.
+ */
+static gboolean is_settled(const PfService *service, const PfVm *vm)
+{
+	const PfStore *store = pf_group_peek_store(pf_vm_group(vm));
+
+	return service->had_time || !store || pf_store_first_own(store) == PF_STORE_FIRST_FRAME ||
+	       pf_vm_group_is_known(vm);
+}
+
 static void pump_one(PfFusionVm *fusion_vm, void *userdata)
 {
-	pf_vm_pump(pf_fusion_vm_userdata(fusion_vm));
+	PfVm *vm = pf_fusion_vm_userdata(fusion_vm);
+
+	if (is_settled(userdata, vm))
+		pf_vm_pump(vm);
 }
 
 static gboolean on_tick(gpointer userdata);
@@ -82,12 +102,23 @@ static void arm_tick(PfService *service)
 	service->tick_source = g_timeout_add((guint)MIN(wait / 1000 + 1, 60000), on_tick, service);
 }
 
+static void on_wanted(void *userdata);
+
+static void on_freed(void *userdata, const char *group, PfFrame frame)
+{
+	PfService *service = userdata;
+
+	pf_store_drop(pf_group_peek_store(pf_groups_find(service->groups, group)), frame);
+}
+
 static gboolean on_pump(gpointer userdata)
 {
 	PfService *service = userdata;
 
 	service->pump_source = 0;
 	pf_fusion_foreach_pending(service->fusion, pump_one, service);
+	if (!pf_fusion_free_unused(service->fusion, FREE_A_TURN, on_freed, service))
+		on_wanted(service);
 	arm_tick(service);
 	return G_SOURCE_REMOVE;
 }
@@ -110,6 +141,54 @@ static gboolean on_tick(gpointer userdata)
 	return G_SOURCE_REMOVE;
 }
 
+static void on_pressure(void *userdata, gboolean pressure)
+{
+	PfService *service = userdata;
+
+	service->is_under_pressure = pressure;
+	pf_fusion_set_pressure(service->fusion, pressure);
+	on_wanted(service);
+}
+
+/* A store with more in it than frames in use. */
+static void sweep_store(const PfVm *vm)
+{
+	PfStore *store = pf_group_peek_store(pf_vm_group(vm));
+	uint64_t expected_kib, freed_kib;
+	gboolean earlier;
+
+	if (!store)
+		return;
+	earlier = pf_store_first_own(store) > PF_STORE_FIRST_FRAME;
+	if (earlier && !pf_vm_group_is_known(vm))
+		return;
+	/* The frames and the label. */
+	expected_kib = (pf_store_n_frames(store) + 1) * (PF_PAGE_SIZE / 1024);
+	if (pf_store_allocated_kib(store) <= expected_kib + (earlier ? 0 : SWEEP_SLACK_KIB))
+		return;
+	freed_kib = pf_store_sweep(store);
+	pf_info("trust group %s: %" G_GUINT64_FORMAT " KiB that nobody used went back to the host",
+		pf_vm_group_name(vm), (guint64)freed_kib);
+}
+
+static gboolean on_sweep(gpointer userdata)
+{
+	PfService *service = userdata;
+	GHashTableIter iter;
+	Domain *domain;
+
+	service->had_time = TRUE;
+	on_wanted(service);
+	if (!service->connected)
+		return G_SOURCE_CONTINUE;
+	pf_groups_drop_unused(service->groups);
+	g_hash_table_iter_init(&iter, service->domains);
+	while (g_hash_table_iter_next(&iter, NULL, (gpointer *)&domain))
+		if (domain->vm)
+			sweep_store(domain->vm);
+	return G_SOURCE_CONTINUE;
+}
+
 /* Domains */
 
 static Domain *find_by_pid(PfService *service, gint64 pid)
@@ -122,7 +201,7 @@ static Domain *find_by_pid(PfService *service, gint64 pid)
 		return NULL;
 	g_hash_table_iter_init(&iter, service->domains);
 	while (g_hash_table_iter_next(&iter, NULL, (gpointer *)&domain))
-		if (domain->vm && domain->domain.pid == pid)
+		if (domain->domain.active && domain->domain.pid == pid)
 			return domain;
 	return NULL;
 }
@@ -135,45 +214,11 @@ static void free_domain(gpointer data)
 	g_free(domain);
 }
 
-static void free_store(gpointer data)
-{
-	Store *store = data;
-
-	pf_store_free(store->store);
-	g_free(store);
-}
-
-static PfStore *ref_store(PfService *service, const char *group, GError **error)
-{
-	Store *store = g_hash_table_lookup(service->stores, group);
-
-	if (!store) {
-		PfStore *fresh = pf_store_new(group, error);
-
-		if (!fresh)
-			return NULL;
-		store = g_new0(Store, 1);
-		store->store = fresh;
-		g_hash_table_insert(service->stores, g_strdup(group), store);
-	}
-	store->n_vms++;
-	return store->store;
-}
-
-static void unref_store(PfService *service, const char *group)
-{
-	Store *store = g_hash_table_lookup(service->stores, group);
-
-	if (--store->n_vms == 0)
-		g_hash_table_remove(service->stores, group);
-}
-
-static void drop_vm(PfService *service, Domain *domain)
+static void drop_vm(Domain *domain)
 {
 	if (!domain->vm)
 		return;
-	g_clear_pointer(&domain->vm, pf_vm_free);
-	unref_store(service, domain->domain.group);
+	pf_vm_free(g_steal_pointer(&domain->vm), TRUE);
 	pf_info("%s: not fused any more", domain->domain.name);
 }
 
@@ -189,20 +234,15 @@ static void set_trouble(Domain *domain, const char *reason)
 static void make_vm(PfService *service, Domain *domain)
 {
 	g_autoptr(GError) error = NULL;
-	PfStore *store = ref_store(service, domain->domain.group, &error);
 
-	if (store) {
-		domain->vm = pf_vm_new(&service->context, &domain->domain, store, &error);
-		if (!domain->vm)
-			unref_store(service, domain->domain.group);
-	}
+	domain->vm = pf_vm_new(&service->context, &domain->domain, &error);
 	if (!domain->vm) {
 		/* NOLINTNEXTLINE(*NullDereference): no VM means an error */
 		set_trouble(domain, error->message);
 		return;
 	}
 	g_clear_pointer(&domain->trouble, g_free);
-	pf_info("%s: page fusion is on, trust group %s", domain->domain.name, domain->domain.group);
+	pf_info("%s: trust group %s", domain->domain.name, domain->domain.group);
 }
 
 static void match_shims(PfService *service);
@@ -231,21 +271,23 @@ static void on_domain_changed(void *userdata, const PfDomain *news)
 {
 	PfService *service = userdata;
 	Domain *domain = g_hash_table_lookup(service->domains, news->uuid);
-	gboolean wanted = is_fusable(news) && news->pid > 0;
 
 	if (!domain)
 		domain = add_domain(service, news->uuid);
-	if (!wanted || domain->domain.pid != news->pid ||
-		strcmp(domain->domain.group, news->group) != 0)
-		drop_vm(service, domain);
+	if (!news->active || domain->domain.pid != news->pid)
+		drop_vm(domain);
 	if (refusal_of(news)[0] && strcmp(refusal_of(news), refusal_of(&domain->domain)) != 0)
 		pf_warning("%s: not fused: %s", news->name, news->refusal);
 	domain->domain = *news;
-	if (!wanted)
+	/* A running VM stays in the trust group that it began in. */
+	if (domain->vm)
+		g_strlcpy(domain->domain.group, pf_vm_group_name(domain->vm),
+			sizeof domain->domain.group);
+	if (!is_fusable(news))
 		g_clear_pointer(&domain->trouble, g_free);
-	else if (domain->vm)
-		pf_vm_update(domain->vm, news);
-	else
+	if (domain->vm)
+		pf_vm_update(domain->vm, &domain->domain);
+	else if (news->active && news->enabled && news->pid > 0)
 		make_vm(service, domain);
 	match_shims(service);
 	on_wanted(service);
@@ -258,7 +300,7 @@ static void on_domain_gone(void *userdata, const char *uuid)
 
 	if (!domain)
 		return;
-	drop_vm(service, domain);
+	drop_vm(domain);
 	g_hash_table_remove(service->domains, uuid);
 	on_wanted(service);
 }
@@ -308,7 +350,9 @@ static void match_shims(PfService *service)
 		if (!domain && now - unmatched->since_us < UNMATCHED_MAX_US)
 			continue;
 		g_queue_delete_link(&service->unmatched, item);
-		if (domain)
+		if (domain && !domain->vm)
+			make_vm(service, domain);
+		if (domain && domain->vm)
 			pf_vm_take_shim(domain->vm, g_steal_pointer(&unmatched->link));
 		free_unmatched(unmatched);
 	}
@@ -396,17 +440,17 @@ PfService *pf_service_new(const PfServiceConfig *config, int broker_fd,
 	service->lock = service->listener = -1;
 	service->reason = g_strdup("libvirt was not reached yet");
 	service->domains = g_hash_table_new_full(g_str_hash, g_str_equal, NULL, free_domain);
-	service->stores = g_hash_table_new_full(g_str_hash, g_str_equal, g_free, free_store);
+	service->groups = pf_groups_new();
 	g_queue_init(&service->unmatched);
-	service->fusion = pf_fusion_new();
+	service->fusion = pf_fusion_new(&config->fusion);
 	service->broker = pf_broker_new(broker_fd, &broker_events, service);
 	service->hasher = pf_hasher_new();
 	if (!service->hasher) {
 		g_set_error(error, G_IO_ERROR, G_IO_ERROR_FAILED, "OpenSSL has no SHA-256 here");
 		return NULL;
 	}
-	service->context = (PfVmContext){
-		service->broker, service->fusion, service->hasher, on_wanted, service};
+	service->context = (PfVmContext){service->broker, service->fusion, service->groups,
+		service->hasher, config->thp, on_wanted, service};
 	service->lock = take_lock(config->shim_socket, error);
 	if (service->lock < 0)
 		return NULL;
@@ -415,6 +459,8 @@ PfService *pf_service_new(const PfServiceConfig *config, int broker_fd,
 		return NULL;
 	service->socket_path = g_strdup(config->shim_socket);
 	service->listen_source = g_unix_fd_add(service->listener, G_IO_IN, on_connection, service);
+	service->pressure = pf_pressure_new(on_pressure, service);
+	service->sweep_source = g_timeout_add_seconds(SWEEP_S, on_sweep, service);
 	return g_steal_pointer(&service);
 }
 
@@ -429,14 +475,16 @@ void pf_service_free(PfService *service)
 	g_queue_clear_full(&service->unmatched, free_unmatched);
 	g_hash_table_iter_init(&iter, service->domains);
 	while (g_hash_table_iter_next(&iter, NULL, (gpointer *)&domain))
-		drop_vm(service, domain);
+		pf_vm_free(g_steal_pointer(&domain->vm), FALSE);
 	/* Answers that are still awaited come later, as errors, when the service is gone: they find
 	 * their VMs closed and ask nothing else of it. */
 	g_clear_pointer(&service->broker, pf_broker_free);
 	g_clear_handle_id(&service->pump_source, g_source_remove);
 	g_clear_handle_id(&service->tick_source, g_source_remove);
+	g_clear_handle_id(&service->sweep_source, g_source_remove);
+	g_clear_pointer(&service->pressure, pf_pressure_free);
 	g_clear_pointer(&service->domains, g_hash_table_unref);
-	g_clear_pointer(&service->stores, g_hash_table_unref);
+	g_clear_pointer(&service->groups, pf_groups_free);
 	g_clear_pointer(&service->fusion, pf_fusion_free);
 	g_clear_pointer(&service->hasher, pf_hasher_free);
 	if (service->listener >= 0) {
@@ -450,12 +498,13 @@ void pf_service_free(PfService *service)
 	g_free(service);
 }
 
-static void visit_domain(
-	const Domain *domain, void (*visit)(const PfVmView *vm, void *userdata), void *userdata)
+static void visit_domain(const PfService *service, const Domain *domain,
+	void (*visit)(const PfVmView *vm, void *userdata), void *userdata)
 {
 	PfVmView view = {
 		.domain = &domain->domain, .reason = "", .agent_version = "", .kernel = ""};
 
+	view.thp = domain->domain.thp == PF_THP_DEFAULT ? service->context.thp : domain->domain.thp;
 	if (domain->vm)
 		pf_vm_view(domain->vm, &view);
 	else if (domain->trouble)
@@ -481,7 +530,7 @@ void pf_service_foreach_vm(
 	g_autoptr(GList) domains = g_list_sort(g_hash_table_get_values(service->domains), by_name);
 
 	for (GList *item = domains; item; item = item->next)
-		visit_domain(item->data, visit, userdata);
+		visit_domain(service, item->data, visit, userdata);
 }
 
 gboolean pf_service_visit_vm(PfService *service, const char *name_or_uuid,
@@ -497,20 +546,15 @@ gboolean pf_service_visit_vm(PfService *service, const char *name_or_uuid,
 		if (strcmp(domain->domain.name, name_or_uuid) == 0)
 			found = domain;
 	if (found)
-		visit_domain(found, visit, userdata);
+		visit_domain(service, found, visit, userdata);
 	return found != NULL;
 }
 
 void pf_service_host_view(PfService *service, PfHostView *view)
 {
-	GHashTableIter iter;
-	Store *store;
-
-	*view = (PfHostView){0};
+	*view = (PfHostView){.pressure = service->is_under_pressure};
 	pf_fusion_stats(service->fusion, &view->stats);
-	g_hash_table_iter_init(&iter, service->stores);
-	while (g_hash_table_iter_next(&iter, NULL, (gpointer *)&store))
-		view->store_allocated_kib += pf_store_allocated_kib(store->store);
+	pf_groups_memory(service->groups, &view->store_allocated_kib, &view->store_swapped_kib);
 }
 
 gboolean pf_service_libvirt_connected(PfService *service, const char **reason)

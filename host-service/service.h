@@ -14,6 +14,8 @@ typedef struct PfService PfService;
 
 typedef struct PfServiceConfig {
 	const char *shim_socket; /* path to listen on for shims; beside it lies a lock, PATH.lock */
+	PfThp thp;               /* of VMs that do not say otherwise; not PF_THP_DEFAULT */
+	PfFusionConfig fusion;
 } PfServiceConfig;
 
 /*
@@ -40,5 +42,5 @@ void pf_service_host_view(PfService *service, PfHostView *view);
  * is empty while it is connected; it is valid until the next main loop iteration. */
 gboolean pf_service_libvirt_connected(PfService *service, const char **reason);
 
-/* For pf_broker_set_enabled(). */
+/* For pf_broker_modify(). */
 PfBroker *pf_service_broker(PfService *service);

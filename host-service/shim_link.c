@@ -17,6 +17,7 @@ struct PfShimLink {
 	struct ucred peer;
 	guint source;
 	guint close_source; /* set once the connection has failed */
+	bool only_frozen;
 	const char *reason; /* a literal */
 	const PfShimLinkEvents *events;
 	void *userdata;
@@ -95,14 +96,60 @@ static bool lost_is_valid(const PfShimLost *lost, size_t n)
 	return true;
 }
 
-/* false: not a message of the protocol. */
-static bool dispatch(PfShimLink *link, const PfShimHeader *header, const void *data, size_t size)
+static bool runs_are_valid(const PfShimRun *runs, uint32_t n)
+{
+	for (uint32_t i = 0; i < n; i++)
+		if (runs[i].hva % PF_PAGE_SIZE || runs[i].n_pages == 0 ||
+			runs[i].hva > UINT64_MAX - (uint64_t)runs[i].n_pages * PF_PAGE_SIZE ||
+			runs[i].frame > UINT64_MAX - runs[i].n_pages)
+			return false;
+	return true;
+}
+
+static bool dispatch_listed(PfShimLink *link, uint64_t id, const PfShimListed *listed, size_t size)
+{
+	const PfShimRun *runs = (const PfShimRun *)(listed + 1);
+
+	if (size < sizeof *listed || size != sizeof *listed + listed->n_runs * sizeof *runs ||
+		!runs_are_valid(runs, listed->n_runs))
+		return false;
+	link->events->listed(link->userdata, id, runs, listed->n_runs);
+	return true;
+}
+
+/* The messages that every version has. *fd is taken, and set to -1, by what wants it. */
+static bool dispatch_frozen(
+	PfShimLink *link, const PfShimHeader *header, const void *data, size_t size, int *fd)
 {
 	const PfShimLinkEvents *events = link->events;
 
 	switch (header->type) {
 	case PF_SHIM_HELLO:
 		return size == sizeof(PfShimHello) && (events->hello(link->userdata, data), true);
+	case PF_SHIM_RELEASED:
+		return size == 0 && (events->released(link->userdata, header->id), true);
+	case PF_SHIM_LISTED:
+		return dispatch_listed(link, header->id, data, size);
+	case PF_SHIM_STORE_RETURN:
+		if (size != sizeof(PfShimStore) || *fd < 0)
+			return false;
+		events->store_returned(link->userdata, data, *fd);
+		*fd = -1;
+		return true;
+	default:
+		return link->only_frozen;
+	}
+}
+
+/* false: not a message of the protocol. */
+static bool dispatch(
+	PfShimLink *link, const PfShimHeader *header, const void *data, size_t size, int *fd)
+{
+	const PfShimLinkEvents *events = link->events;
+
+	if (link->only_frozen)
+		return dispatch_frozen(link, header, data, size, fd);
+	switch (header->type) {
 	case PF_SHIM_READY:
 		return size == sizeof(PfShimReady) && (events->ready(link->userdata, data), true);
 	case PF_SHIM_CAPTURED:
@@ -111,24 +158,19 @@ static bool dispatch(PfShimLink *link, const PfShimHeader *header, const void *d
 	case PF_SHIM_FUSED:
 		return results_are_valid(data, size) &&
 		       (events->fused(link->userdata, header->id, data, (uint32_t)size), true);
-	case PF_SHIM_RELEASED:
-		return size == 0 && (events->released(link->userdata, header->id), true);
 	case PF_SHIM_LOST:
 		return size % sizeof(PfShimLost) == 0 &&
 		       lost_is_valid(data, size / sizeof(PfShimLost)) &&
 		       (events->lost(link->userdata, data, size / sizeof(PfShimLost)), true);
 	case PF_SHIM_STATE:
 		return size == sizeof(PfShimState) && (events->state(link->userdata, data), true);
-	case PF_SHIM_STORE_RETURN:
-		/* A store of an earlier service: everything is released from it, so it is not
-		 * needed. */
-		return size == sizeof(PfShimStore);
 	default:
-		return false;
+		return dispatch_frozen(link, header, data, size, fd);
 	}
 }
 
-static bool take_packet(PfShimLink *link, uint8_t *packet, size_t size, int flags, unsigned n_fds)
+static bool take_packet(
+	PfShimLink *link, uint8_t *packet, size_t size, int flags, unsigned n_fds, int *fd)
 {
 	PfShimHeader header;
 
@@ -137,7 +179,7 @@ static bool take_packet(PfShimLink *link, uint8_t *packet, size_t size, int flag
 	memcpy(&header, packet, sizeof header);
 	if (header.magic != PF_SHIM_MAGIC || header.length != size || header.n_fds != n_fds)
 		return false;
-	return dispatch(link, &header, packet + sizeof header, size - sizeof header);
+	return dispatch(link, &header, packet + sizeof header, size - sizeof header, fd);
 }
 
 /* false: nothing more for now, or the connection has failed. */
@@ -154,6 +196,9 @@ static bool receive(PfShimLink *link)
 		.msg_control = &control,
 		.msg_controllen = sizeof control};
 	ssize_t size = recvmsg(link->fd, &message, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
+	unsigned n_fds;
+	bool taken;
+	int fd;
 
 	if (size < 0) {
 		if (errno != EAGAIN && errno != EINTR)
@@ -164,12 +209,18 @@ static bool receive(PfShimLink *link)
 		pf_shim_link_close(link, "it has closed the connection");
 		return false;
 	}
-	if (!take_packet(link, packet.bytes, (size_t)size, message.msg_flags,
-		    pf_received_fds_drop(&message))) {
+	n_fds = pf_received_fds_take_first(&message, &fd);
+	taken = take_packet(link, packet.bytes, (size_t)size, message.msg_flags, n_fds, &fd);
+	if (fd >= 0)
+		pf_received_fds_close_later(fd);
+	if (!taken)
 		pf_shim_link_close(link, "it sent what is no message of the protocol");
-		return false;
-	}
-	return true;
+	return taken;
+}
+
+void pf_shim_link_only_frozen(PfShimLink *link)
+{
+	link->only_frozen = true;
 }
 
 static gboolean on_readable(gint fd, GIOCondition condition, gpointer userdata)

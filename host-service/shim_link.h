@@ -8,6 +8,7 @@
  */
 #include "proto/shim_protocol.h"
 #include <glib.h>
+#include <stdbool.h>
 #include <sys/types.h>
 
 typedef struct PfShimLink PfShimLink;
@@ -21,6 +22,9 @@ typedef struct PfShimLinkEvents {
 	void (*released)(void *userdata, uint64_t id);
 	void (*lost)(void *userdata, const PfShimLost *lost, size_t n);
 	void (*state)(void *userdata, const PfShimState *state);
+	/* fd is the event's; it may be anything. */
+	void (*store_returned)(void *userdata, const PfShimStore *store, int fd);
+	void (*listed)(void *userdata, uint64_t id, const PfShimRun *runs, uint32_t n_runs);
 	/* The connection has ended; reason is a sentence. Called once, from the main loop; may free
 	 * the link. */
 	void (*closed)(void *userdata, const char *reason);
@@ -36,6 +40,9 @@ pid_t pf_shim_link_pid(const PfShimLink *link);
 uid_t pf_shim_link_uid(const PfShimLink *link);
 
 void pf_shim_link_start(PfShimLink *link, const PfShimLinkEvents *events, void *userdata);
+
+/* The shim speaks another version: what is not frozen in the protocol is not read any more. */
+void pf_shim_link_only_frozen(PfShimLink *link);
 
 /* Ends the connection: closed() follows from the main loop, with this reason, a literal. */
 void pf_shim_link_close(PfShimLink *link, const char *reason);

@@ -12,6 +12,7 @@ typedef struct PfVmView {
 	const char *agent_version; /* empty: no agent was heard of */
 	const char *kernel;        /* the guest's, empty likewise */
 	gboolean shim_connected;
+	PfThp thp;             /* in force: never PF_THP_DEFAULT */
 	PfFusionVmStats stats; /* zeros while the VM does not run */
 	PfShimState shim;      /* as the shim last said, zeros before */
 } PfVmView;
@@ -19,4 +20,6 @@ typedef struct PfVmView {
 typedef struct PfHostView {
 	PfFusionStats stats;
 	guint64 store_allocated_kib; /* memory of all stores, by the kernel's count */
+	guint64 store_swapped_kib;   /* of it, swapped out */
+	gboolean pressure;           /* the host is short of memory */
 } PfHostView;

@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 #pragma once
-/* One VM that runs with the flag on: its guest, its shim, its place in fusion. */
+/* One VM whose QEMU has the shim: its guest, its shim, its place in fusion. */
 #include "common/digest.h"
 #include "host-service/broker.h"
 #include "host-service/fusion.h"
+#include "host-service/groups.h"
 #include "host-service/shim_link.h"
-#include "host-service/store.h"
 #include "host-service/view.h"
 
 typedef struct PfVm PfVm;
@@ -14,19 +14,32 @@ typedef struct PfVm PfVm;
 typedef struct PfVmContext {
 	PfBroker *broker;
 	PfFusion *fusion;
+	PfGroups *groups;
 	PfHasher *hasher;
+	PfThp thp; /* of VMs that do not say otherwise */
 	/* Orders may have become possible, here or for another VM. */
 	void (*wanted)(void *userdata);
 	void *userdata;
 } PfVmContext;
 
-/* Joins the domain's trust group, whose store this is; the store must live as long as the VM. NULL
- * with error set: no memory, or no descriptor is left. */
-PfVm *pf_vm_new(const PfVmContext *context, const PfDomain *domain, PfStore *store, GError **error);
-void pf_vm_free(PfVm *vm);
+/* Joins the domain's trust group and stays in it, whatever the definition says later. NULL with error set: no memory,
+ * or no descriptor is left. */
+PfVm *pf_vm_new(const PfVmContext *context, const PfDomain *domain, GError **error);
 
-/* The same domain; its state, channel or memory changed. */
+/* ended: the QEMU process is gone. Else the service goes, and what the shim has fused stays. */
+void pf_vm_free(PfVm *vm, gboolean ended);
+
+/*
+ * The same domain; its state, flag, channel or memory changed. While its flag is off or it is refused everything that
+ * it shares is released.
+ */
 void pf_vm_update(PfVm *vm, const PfDomain *domain);
+
+PfGroup *pf_vm_group(const PfVm *vm);
+const char *pf_vm_group_name(const PfVm *vm);
+
+/* Whether frames of an earlier service that nobody has claimed can go from the group's store. */
+gboolean pf_vm_group_is_known(const PfVm *vm);
 
 /* The connection of this VM's shim; consumed. An earlier one is dropped: the process has given it
  * up. */
@@ -36,4 +49,4 @@ void pf_vm_take_shim(PfVm *vm, PfShimLink *link);
 void pf_vm_pump(PfVm *vm);
 
 /* Everything in view but domain. reason is valid until the next main loop iteration. */
-void pf_vm_view(const PfVm *vm, PfVmView *view);
+void pf_vm_view(PfVm *vm, PfVmView *view);

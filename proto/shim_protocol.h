@@ -32,7 +32,7 @@ typedef enum PfShimType {
 	PF_SHIM_CAPTURE = 4, /* PfShimCapture[]; copy page to staging slot. Answer: CAPTURED */
 	PF_SHIM_FUSE = 5,    /* PfShimRun[]. Answer: FUSED */
 	PF_SHIM_RELEASE = 6, /* PfShimRange[], none: everything. Answer: RELEASED */
-	PF_SHIM_LIST = 7,    /* drop queued orders, then list. Answer: LISTED, once or more */
+	PF_SHIM_LIST = 7,    /* Answer: LISTED, once or more */
 	/* shim to service */
 	PF_SHIM_HELLO = 64,    /* PfShimHello; the first message */
 	PF_SHIM_READY = 65,    /* PfShimReady */
@@ -101,17 +101,20 @@ typedef struct PfShimCapture {
 } PfShimCapture;
 static_assert(sizeof(PfShimCapture) == 16, "wire");
 
+/* Pages of the run that lie in a transparent huge page are fused all the same, which breaks it. */
+#define PF_SHIM_RUN_MAY_BREAK_HUGE (1u << 0)
+
 typedef struct PfShimRun {
 	uint64_t hva;
 	uint64_t frame; /* of the first page; the others follow it */
 	uint32_t n_pages;
-	uint32_t reserved;
+	uint32_t flags; /* PF_SHIM_RUN_*; 0 in LISTED */
 } PfShimRun;
 static_assert(sizeof(PfShimRun) == 24, "wire");
 
 typedef struct PfShimRange {
 	uint64_t hva;
-	uint64_t n_pages;
+	uint64_t n_pages; /* 0: nothing, and RELEASED tells when it was reached */
 } PfShimRange;
 static_assert(sizeof(PfShimRange) == 16, "wire");
 
@@ -135,6 +138,8 @@ typedef enum PfShimResult {
 	PF_SHIM_NO_FRAME = 8,    /* the store has no such frame, or no store was given */
 	PF_SHIM_STOPPED = 9,     /* the shim has stopped fusing: see STATE */
 	PF_SHIM_FAILED = 10,     /* any other refusal of the kernel */
+	PF_SHIM_HUGE = 11,       /* in a transparent huge page, and the order does not allow to break it */
+	PF_SHIM_ASIDE = 12,      /* QEMU uses a userfaultfd itself: when it has closed it */
 	PF_SHIM_N_RESULTS
 } PfShimResult;
 
@@ -165,6 +170,9 @@ typedef struct PfShimState {
 	uint64_t discarded_pages;
 	uint64_t written_pages; /* became private in a file VMA */
 	uint64_t cpu_ns;        /* of the shim's threads */
-	uint64_t reserved[4];
+	uint64_t ways_out; /* revokes and discards that got no map or no memory, and were done without */
+	uint64_t busy_pages; /* refused because they were pinned or shared, since the process started */
+	uint64_t aside;      /* 1: QEMU uses a userfaultfd itself, nothing is fused meanwhile */
+	uint64_t reserved;
 } PfShimState;
 static_assert(sizeof(PfShimState) == 104, "wire");

@@ -4,6 +4,9 @@
 #include "host-service/ctl/ctl.h"
 #include <glib.h>
 
+#define PF_CTL_MODIFY_USAGE                                                                        \
+	"modifyvm VM [--pagefusion on|off] [--thp preserve|balanced|all|default]"
+
 /* The options that were given. */
 typedef struct PfCtlOptions {
 	gboolean help;
@@ -11,6 +14,7 @@ typedef struct PfCtlOptions {
 	gboolean long_list;
 	gboolean machine_readable;
 	char *pagefusion; /* NULL: not given */
+	char *thp;        /* likewise */
 } PfCtlOptions;
 
 typedef struct PfCtl {

@@ -61,21 +61,66 @@ static void print_maps(FILE *out, GVariantDict *vm)
 	print_line(out, "Memory maps:", text);
 }
 
+/* Why pages were refused, as a person says it; a newer service may know more reasons. */
+static const char *explain(const char *reason)
+{
+	static const struct {
+		const char *reason, *text;
+	} texts[] = {
+		{"different", "changed since they were hinted"},
+		{"busy", "pinned for a device, or shared with another process"},
+		{"not-present", "not present, or swapped out"},
+		{"written", "written to while being fused"},
+		{"no-maps", "no memory maps left"},
+		{"not-ram", "not in memory that can be fused"},
+		{"not-private", "fused already, or never to be fused again"},
+		{"no-frame", "no such frame in the store"},
+		{"stopped", "fusing has stopped"},
+		{"failed", "the kernel refused for another reason"},
+		{"huge", "in a huge page that is not to be broken"},
+		{"aside", "QEMU used userfaultfd itself"},
+	};
+
+	for (size_t i = 0; i < G_N_ELEMENTS(texts); i++) {
+		if (g_str_equal(reason, texts[i].reason))
+			return texts[i].text;
+	}
+	return reason;
+}
+
+/* A line for each reason that occurred. */
 static void print_refused(FILE *out, GVariantDict *vm)
 {
 	g_autoptr(GVariant) refused =
 		g_variant_dict_lookup_value(vm, "refused", G_VARIANT_TYPE("a{st}"));
-	g_autoptr(GString) text = g_string_new(NULL);
 	GVariantIter iter;
 	const char *reason;
 	guint64 pages;
 
 	if (!refused)
 		return;
-	g_variant_iter_init(&iter, refused);
-	while (g_variant_iter_next(&iter, "{&st}", &reason, &pages))
-		g_string_append_printf(text, "%s%s %" PRIu64, text->len ? ", " : "", reason, pages);
-	print_line(out, "Refused pages:", text->len ? text->str : "none");
+	if (g_variant_iter_init(&iter, refused) == 0)
+		print_line(out, "Refused:", "none");
+	while (g_variant_iter_next(&iter, "{&st}", &reason, &pages)) {
+		g_autofree char *text =
+			g_strdup_printf("%" PRIu64 " pages, %s", pages, explain(reason));
+
+		print_line(out, "Refused:", text);
+	}
+}
+
+/* The policy in force, and whether it is the host's. */
+static void print_thp(FILE *out, GVariantDict *vm)
+{
+	const char *policy = "";
+	const char *setting = "";
+	g_autofree char *text = NULL;
+
+	if (!g_variant_dict_lookup(vm, "thp", "&s", &policy))
+		return;
+	g_variant_dict_lookup(vm, "thp-setting", "&s", &setting);
+	text = g_strconcat(policy, g_str_equal(setting, "default") ? " (host)" : "", NULL);
+	print_line(out, "Huge pages:", text);
 }
 
 static void print_running(FILE *out, GVariantDict *vm)
@@ -89,6 +134,9 @@ static void print_running(FILE *out, GVariantDict *vm)
 	print_number(out, vm, "Runs:", "runs", "pieces");
 	print_number(out, vm, "Revoked:", "revoked", "pages");
 	print_number(out, vm, "Discarded:", "discarded", "pages");
+	print_number(out, vm, "Written:", "written", "pages");
+	print_number(out, vm, "Pinned:", "busy", "pages");
+	print_number(out, vm, "Ways out:", "ways-out", "times");
 	print_refused(out, vm);
 	print_maps(out, vm);
 }
@@ -103,6 +151,7 @@ static void print_info(FILE *out, GVariant *description)
 	print_text(out, &vm, "State:", "state", "");
 	print_number(out, &vm, "Memory size:", "memory-kib", "kB");
 	print_line(out, "Page Fusion:", flag(&vm, "pagefusion") ? "enabled" : "disabled");
+	print_thp(out, &vm);
 	print_text(out, &vm, "Not fusing because:", "reason", NULL);
 	if (flag(&vm, "active"))
 		print_running(out, &vm);
@@ -145,9 +194,9 @@ static void print_refused_pairs(FILE *out, GVariantDict *vm)
 static void print_machine_readable(FILE *out, GVariant *description)
 {
 	static const char *const keys[] = {"name", "uuid", "group", "state", "memory-kib",
-		"pagefusion", "active", "reason", "shim-connected", "agent-version", "kernel",
-		"hinted", "fused", "shared-kib", "runs", "revoked", "discarded", "maps",
-		"maps-budget"};
+		"pagefusion", "thp", "thp-setting", "active", "reason", "shim-connected",
+		"agent-version", "kernel", "hinted", "fused", "shared-kib", "runs", "revoked",
+		"discarded", "written", "busy", "ways-out", "maps", "maps-budget"};
 	g_auto(GVariantDict) vm = G_VARIANT_DICT_INIT(description);
 
 	for (size_t i = 0; i < G_N_ELEMENTS(keys); i++) {

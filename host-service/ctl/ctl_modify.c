@@ -1,41 +1,67 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
-/* modifyvm: one setting of one VM; silent when it is done. */
+/* modifyvm: settings of one VM, changed together; silent when it is done. */
 #include "host-service/ctl/client.h"
+#include "host-service/thp.h"
 
-static PfCtlExit parse_on_off(PfCtl *ctl, gboolean *on)
+static PfCtlExit check_pagefusion(PfCtl *ctl)
 {
 	const char *value = ctl->options.pagefusion;
 
-	if (!value)
-		return pf_ctl_fail(ctl, PF_CTL_USAGE,
-			"nothing to change: use modifyvm VM --pagefusion on|off");
-	*on = g_str_equal(value, "on");
-	if (!*on && !g_str_equal(value, "off"))
+	if (value && !g_str_equal(value, "on") && !g_str_equal(value, "off"))
 		return pf_ctl_fail(ctl, PF_CTL_USAGE,
 			"--pagefusion cannot be '%s': give it 'on' or 'off'", value);
+	if (ctl->options.thp && g_strcmp0(value, "off") == 0)
+		return pf_ctl_fail(ctl, PF_CTL_USAGE,
+			"a VM without page fusion has no policy for huge pages: leave --thp out");
 	return PF_CTL_OK;
 }
 
-static GVariant *make_settings(gboolean on)
+static PfCtlExit check_thp(PfCtl *ctl)
+{
+	const char *value = ctl->options.thp;
+	PfThp thp;
+
+	if (value && !pf_thp_parse(value, &thp))
+		return pf_ctl_fail(ctl, PF_CTL_USAGE,
+			"--thp cannot be '%s': give it 'preserve', 'balanced', 'all' or 'default'",
+			value);
+	return PF_CTL_OK;
+}
+
+static PfCtlExit check_options(PfCtl *ctl)
+{
+	PfCtlExit code;
+
+	if (!ctl->options.pagefusion && !ctl->options.thp)
+		return pf_ctl_fail(
+			ctl, PF_CTL_USAGE, "nothing to change: use " PF_CTL_MODIFY_USAGE);
+	code = check_pagefusion(ctl);
+	return code == PF_CTL_OK ? check_thp(ctl) : code;
+}
+
+static GVariant *make_settings(const PfCtlOptions *options)
 {
 	GVariantDict settings;
 
 	g_variant_dict_init(&settings, NULL);
-	g_variant_dict_insert(&settings, "pagefusion", "b", on);
+	if (options->pagefusion)
+		g_variant_dict_insert(
+			&settings, "pagefusion", "b", g_str_equal(options->pagefusion, "on"));
+	if (options->thp)
+		g_variant_dict_insert(&settings, "thp", "s", options->thp);
 	return g_variant_dict_end(&settings);
 }
 
 PfCtlExit pf_ctl_modify_vm(PfCtl *ctl)
 {
-	gboolean on = FALSE;
-	PfCtlExit code = parse_on_off(ctl, &on);
+	PfCtlExit code = check_options(ctl);
 	g_autoptr(PfDbusManager) manager = code == PF_CTL_OK ? pf_ctl_connect(ctl, &code) : NULL;
 	g_autoptr(GError) error = NULL;
 
 	if (!manager)
 		return code;
 	if (!pf_dbus_manager_call_modify_vm_sync(
-		    manager, ctl->args[0], make_settings(on), NULL, &error))
+		    manager, ctl->args[0], make_settings(&ctl->options), NULL, &error))
 		return pf_ctl_call_failed(ctl, error);
 	return PF_CTL_OK;
 }

@@ -49,23 +49,35 @@ PfCore pf_core = {
 	.event_fd = -1,
 };
 
-/*
- * Losses not yet taken by the link. While no service listens they overflow; the next one starts from a release of
- * everything.
- */
+/* Losses not yet taken by the link. While no service listens they overflow; the next one asks for the list. */
 #define MAX_LOST 8192u
 static PfShimLost lost[MAX_LOST];
 static size_t n_lost;
 static bool lost_overflow;
 
-void pf_core_lock(void)
+PfLockName pf_core_mutex;
+
+PF_IS_THE_LOCK void pf_core_lock(void)
 {
 	pthread_mutex_lock(&pf_core.lock);
 }
 
-void pf_core_unlock(void)
+PF_IS_THE_LOCK void pf_core_unlock(void)
 {
 	pthread_mutex_unlock(&pf_core.lock);
+}
+
+void pf_core_lock_first(void)
+{
+	atomic_fetch_add(&pf_core.pending, 1);
+	pf_core_lock();
+	pf_core_served();
+}
+
+void pf_core_served(void)
+{
+	if (atomic_fetch_sub(&pf_core.pending, 1) == 1)
+		pthread_cond_broadcast(&pf_core.drained);
 }
 
 void pf_core_yield(void)
@@ -102,10 +114,10 @@ void pf_core_stop(int error)
 
 static int make_userfaultfd(int device, uint64_t features, struct uffdio_api *api)
 {
-	int fd = ioctl(device, USERFAULTFD_IOC_NEW, O_CLOEXEC | O_NONBLOCK);
+	int fd = pf_uffd_new(device, O_CLOEXEC | O_NONBLOCK);
 
 	if (fd < 0)
-		return -errno;
+		return fd;
 	*api = (struct uffdio_api){.api = UFFD_API, .features = features};
 	if (ioctl(fd, UFFDIO_API, api) < 0) {
 		int error = -errno;
@@ -224,8 +236,19 @@ int pf_core_event_fd(void)
 	return pf_core.event_fd < 0 ? -errno : pf_core.event_fd;
 }
 
+void pf_core_before_fork(void)
+{
+	pf_core_lock();
+}
+
+void pf_core_after_fork(void)
+{
+	pf_core_unlock();
+}
+
 void pf_core_forked(void)
 {
+	pf_core_unlock();
 	/* Before the first block there is nothing to lose: -daemonize forks then, and the child is the VM. */
 	if (pf_ram_was_used())
 		atomic_store(&pf_core.forked, true);
@@ -362,6 +385,25 @@ size_t pf_core_take_lost(PfShimLost *taken, size_t max, bool *overflow)
 
 /* What is there */
 
+/* The runs in [*page, last), up to max of them; *page moves on. */
+static size_t list_part(
+	const PfRamBlock *block, size_t *page, size_t last, PfShimRun *runs, size_t max)
+{
+	size_t n = 0, length;
+
+	for (; *page < last && n < max; *page += length) {
+		length = 1;
+		if (!pf_ram_maps_frame(block, *page))
+			continue;
+		/* At least the page itself, which may be PF_PAGE_BROKEN. */
+		if (pf_core_piece(block, *page, 1) > 0)
+			length = pf_core_piece(block, *page, last - *page);
+		runs[n++] = (PfShimRun){(uintptr_t)pf_ram_address(block, *page),
+			pf_ram_frame(block, *page).v, (uint32_t)length, 0};
+	}
+	return n;
+}
+
 size_t pf_core_list(uint64_t *cursor, PfShimRun *runs, size_t max)
 {
 	char *at = (char *)*cursor;
@@ -369,20 +411,16 @@ size_t pf_core_list(uint64_t *cursor, PfShimRun *runs, size_t max)
 	PfRamBlock *block;
 
 	pf_core_lock();
-	while (n < max && (block = pf_ram_next(at))) {
+	while (n < max && pf_ram_n_fused() > 0 && (block = pf_ram_next(at))) {
 		size_t page = at > block->start ? pf_ram_page(block, at) : 0;
+		size_t last = block->n_pages;
 
-		for (; page < block->n_pages && n < max; page++) {
-			size_t length = pf_core_piece(block, page, UINT32_MAX);
-
-			if (!pf_ram_maps_frame(block, page))
-				continue;
-			length = length > 0 ? length : 1;
-			runs[n++] = (PfShimRun){(uintptr_t)pf_ram_address(block, page),
-				pf_ram_frame(block, page).v, (uint32_t)length, 0};
-			page += length - 1;
-		}
+		if (last - page > PAGES_A_TURN)
+			last = page + PAGES_A_TURN;
+		n += list_part(block, &page, last, runs + n, max - n);
 		at = pf_ram_address(block, page);
+		/* Then the block may be another one. */
+		pf_core_give_way();
 	}
 	*cursor = n < max ? UINT64_MAX : (uintptr_t)at;
 	pf_core_unlock();
@@ -391,11 +429,9 @@ size_t pf_core_list(uint64_t *cursor, PfShimRun *runs, size_t max)
 
 void pf_core_state(PfShimState *state, bool recount)
 {
-	uint64_t maps = recount ? pf_core_count_maps() : 0;
-
-	pf_core_lock();
 	if (recount)
-		pf_core_set_maps(maps);
+		pf_core_recount_maps();
+	pf_core_lock();
 	*state = (PfShimState){
 		.stopped = pf_core.stopped_error != 0,
 		.stopped_error = -pf_core.stopped_error,
@@ -406,6 +442,9 @@ void pf_core_state(PfShimState *state, bool recount)
 		.revoked_pages = pf_core.revoked,
 		.discarded_pages = pf_core.discarded,
 		.written_pages = pf_core.written,
+		.ways_out = pf_core.ways_out,
+		.busy_pages = pf_core.busy,
+		.aside = pf_core.aside > 0,
 	};
 	pf_core_unlock();
 	if (pf_core_started())

@@ -37,6 +37,14 @@ int pf_core_set_store(int store, const uint8_t group_id[16]);
 /* The store's descriptor (not a copy) and id, or -1. */
 int pf_core_get_store(uint8_t group_id[16]);
 
+/*
+ * QEMU is about to use a userfaultfd of its own on its RAM (postcopy, background snapshot), or has closed the last one.
+ * Going aside releases everything and takes our registrations off all guest RAM before it returns; fusing gives
+ * PF_SHIM_ASIDE until it comes back. Nests.
+ */
+void pf_core_step_aside(void);
+void pf_core_come_back(void);
+
 /* Fuses one run; results has room for run->n_pages. To be called from one thread at a time (the
  * link's). */
 void pf_core_fuse(const PfShimRun *run, uint8_t *results);
@@ -59,9 +67,12 @@ void *pf_core_mmap(
 void *pf_core_mremap(void *old, size_t old_bytes, size_t new_bytes, int flags, void *new_start);
 
 /*
- * In the child of a fork(): once there was a RAM block, it belongs to the parent, and every later call in the child
+ * For pthread_atfork(). A fork waits for the end of a transaction: between the mapping of a frame and its DONTFORK a
+ * child would get that map. In the child, once there was a RAM block, it belongs to the parent, and every later call
  * goes straight to the kernel.
  */
+void pf_core_before_fork(void);
+void pf_core_after_fork(void);
 void pf_core_forked(void);
 bool pf_core_is_child(void);
 

@@ -144,6 +144,7 @@ static int discard_in_file(PfRamBlock *block, size_t page, size_t n)
 		forget(block, page, n, PF_PAGE_PRIVATE);
 	else
 		error = zero_in_file(block, page, n);
+	pf_core.ways_out += !mapped;
 	pf_uffd_wake(pf_core.uffd, start, length);
 	pf_core_added_maps(2);
 	return error;
@@ -186,7 +187,7 @@ static int madvise_ram(char *start, size_t length, int advice)
 {
 	int error;
 
-	pf_core_lock();
+	pf_core_lock_first();
 	if (discards(advice)) {
 		/* A lazily freed page may vanish while it is frozen; dropped at once is always allowed. */
 		error = discard(start, length, advice == MADV_FREE ? MADV_DONTNEED : advice);
@@ -252,7 +253,7 @@ int pf_core_munmap(void *start, size_t length_bytes)
 	if (!pf_core_touches(start, length)) {
 		error = pf_sys_munmap(start, length_bytes);
 	} else {
-		pf_core_lock();
+		pf_core_lock_first();
 		error = pf_sys_munmap(start, length_bytes);
 		if (error == 0)
 			forget_range(start, (char *)start + length);
@@ -270,7 +271,7 @@ void *pf_core_mmap(
 	int error;
 
 	if (ours)
-		pf_core_lock();
+		pf_core_lock_first();
 	address = pf_sys_mmap(start, length_bytes, prot, flags, fd, offset_bytes, &error);
 	if (ours) {
 		if (address)
@@ -330,7 +331,7 @@ void *pf_core_mremap(void *old, size_t old_bytes, size_t new_bytes, int flags, v
 
 	if (pf_core_touches(old, round_up(old_bytes)) ||
 		((flags & MREMAP_FIXED) && pf_core_touches(new_start, round_up(new_bytes)))) {
-		pf_core_lock();
+		pf_core_lock_first();
 		address = mremap_ram(old, old_bytes, new_bytes, flags, new_start, &error);
 		pf_core_unlock();
 	} else {

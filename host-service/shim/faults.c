@@ -76,8 +76,7 @@ static void resolve_queued(void)
 		pf_core_lock();
 		pf_core_resolve_fault((char *)(entry & ~(PF_PAGE_SIZE - 1)), entry & 1);
 		atomic_store(&queue_head, ++head);
-		if (atomic_fetch_sub(&pf_core.pending, 1) == 1)
-			pthread_cond_broadcast(&pf_core.drained);
+		pf_core_served();
 		pf_core_unlock();
 	}
 }

@@ -28,6 +28,7 @@ typedef struct Freeze {
 	size_t page;           /* first, in block */
 	PfFrame frame;         /* of the first */
 	const uint8_t *frames; /* bytes of the frames, n pages */
+	bool may_break_huge;
 	uint8_t *results;
 } Freeze;
 
@@ -160,6 +161,28 @@ static void map_frames(Freeze *f, size_t from, size_t n)
 	pf_uffd_wake(pf_core.uffd, start, length);
 }
 
+/* Whether the page is fused, and with the frame that is due there: i counts from the first of f. */
+static bool is_continued(const Freeze *f, ssize_t i)
+{
+	size_t page = f->page + (size_t)i;
+
+	/* Before the block's first page the number has wrapped around. */
+	return page < f->block->n_pages && pf_ram_state(f->block, page) == PF_PAGE_FUSED &&
+	       pf_ram_frame(f->block, page).v == f->frame.v + (uint64_t)i;
+}
+
+/* Whether n pages from there on may be fused, as a piece with what is fused beside them already. */
+static bool is_within_budget(const Freeze *f, size_t from, size_t n, bool frozen)
+{
+	ssize_t left = (ssize_t)from, right = (ssize_t)(from + n);
+
+	while (right - left < PF_SHIM_RUN_PAGES && is_continued(f, left - 1))
+		left--;
+	while (right - left < PF_SHIM_RUN_PAGES && is_continued(f, right))
+		right++;
+	return pf_core_may_fuse((size_t)(right - left), frozen);
+}
+
 /* The first comparison, of n frozen pages; equal ones are mapped in pieces, the others go back. */
 static void compare_and_map(Freeze *f, size_t n)
 {
@@ -170,12 +193,12 @@ static void compare_and_map(Freeze *f, size_t n)
 	for (size_t i = 0, end; i < n; i = end) {
 		for (end = i + 1; end < n && equal[end] == equal[i]; end++)
 			;
-		if (equal[i]) {
+		if (equal[i] && is_within_budget(f, i, end - i, true)) {
 			map_frames(f, i, end - i);
 		} else {
 			pf_core_put_pages(address(f, i), scratch(i), end - i);
 			end_freeze(f, i, end - i);
-			set_results(f, i, end - i, PF_SHIM_DIFFERENT);
+			set_results(f, i, end - i, equal[i] ? PF_SHIM_NO_MAPS : PF_SHIM_DIFFERENT);
 		}
 	}
 	if (n > 0)
@@ -191,7 +214,7 @@ static size_t fuse_stretch(Freeze *f, size_t n)
 	size_t moved, n_moved;
 	int error;
 
-	if (!pf_core_may_add_maps(4)) {
+	if (!is_within_budget(f, 0, n, false)) {
 		set_results(f, 0, n, PF_SHIM_NO_MAPS);
 		return n;
 	}
@@ -210,34 +233,47 @@ static size_t fuse_stretch(Freeze *f, size_t n)
 	if (error == 0)
 		return n;
 	if (error == -EINVAL && n > 1 && n_moved == 0)
-		/* The run spans VMAs: page by page. */
+		/* The run spans VMAs: page by page. (Or they are locked memory: then each page FAILED.) */
 		return fuse_stretch(f, 1);
 	f->results[n_moved] = (uint8_t)result_of(error);
 	return n_moved + 1;
 }
 
+static PfShimResult fitness(PfPageState state, uint64_t entry, bool huge)
+{
+	if (state == PF_PAGE_GONE)
+		return PF_SHIM_NOT_RAM;
+	if (state != PF_PAGE_PRIVATE)
+		return PF_SHIM_NOT_PRIVATE;
+	/* Swapped or migrating pages are not present either. */
+	if (!(entry & PF_PAGEMAP_PRESENT) || (entry & PF_PAGEMAP_FILE))
+		return PF_SHIM_NOT_PRESENT;
+	return huge ? PF_SHIM_HUGE : PF_SHIM_DONE;
+}
+
 /*
  * How many pages from f on are worth a freeze; where that is none, the first one's result is set. 0
- * or more, or -errno.
+ * or more, or -errno. What is there and cannot be moved all the same the kernel refuses, and the page keeps its bytes:
+ * pinned, or merged by KSM (BUSY), locked in memory (FAILED).
  */
 static ssize_t worth_a_freeze(const Freeze *f, size_t n)
 {
-	uint64_t entries[PF_SHIM_RUN_PAGES];
+	uint64_t entries[PF_SHIM_RUN_PAGES], huge = 0;
 	int error = pf_core_pagemap(address(f, 0), n, entries);
 	size_t i;
 
 	if (error)
 		return error;
+	if (!f->may_break_huge)
+		huge = pf_sys_huge_pages(pf_core.pagemap, address(f, 0), n);
 	for (i = 0; i < n; i++) {
-		PfPageState state = pf_ram_state(f->block, f->page + i);
-		bool present = (entries[i] & PF_PAGEMAP_PRESENT) && !(entries[i] & PF_PAGEMAP_FILE);
+		PfShimResult result =
+			fitness(pf_ram_state(f->block, f->page + i), entries[i], huge >> i & 1);
 
-		if (state == PF_PAGE_PRIVATE && present)
+		if (result == PF_SHIM_DONE)
 			continue;
 		if (i == 0)
-			f->results[0] = state == PF_PAGE_GONE      ? PF_SHIM_NOT_RAM
-					: state == PF_PAGE_PRIVATE ? PF_SHIM_NOT_PRESENT
-								   : PF_SHIM_NOT_PRIVATE;
+			f->results[0] = (uint8_t)result;
 		break;
 	}
 	return (ssize_t)i;
@@ -263,21 +299,30 @@ static int note_policy(PfRamBlock *block, char *page)
 	return 0;
 }
 
+static size_t pages_in_block(const Freeze *f, size_t n)
+{
+	return n < f->block->n_pages - f->page ? n : f->block->n_pages - f->page;
+}
+
 static PfShimResult fuse_locked(const PfShimRun *run, uint8_t *results)
 {
-	char *start = (char *)run->hva;
-
 	for (size_t done = 0; done < run->n_pages;) {
-		/* Blocks may change while the lock is given up. */
-		PfRamBlock *block = pf_ram_find(start, run->n_pages * PF_PAGE_SIZE);
+		char *start = (char *)run->hva + done * PF_PAGE_SIZE;
+		/* Blocks may change while the lock is given up, and QEMU may want us aside. */
+		PfRamBlock *block = pf_ram_find(start, PF_PAGE_SIZE);
 		ssize_t n;
 		Freeze f;
 
-		if (!block)
-			return PF_SHIM_NOT_RAM;
-		f = (Freeze){block, pf_ram_page(block, start) + done, {run->frame + done},
-			pf_core.frames + done * PF_PAGE_SIZE, results + done};
-		n = worth_a_freeze(&f, run->n_pages - done);
+		if (pf_core.aside > 0)
+			return PF_SHIM_ASIDE;
+		if (!block) {
+			results[done++] = PF_SHIM_NOT_RAM;
+			continue;
+		}
+		f = (Freeze){block, pf_ram_page(block, start), {run->frame + done},
+			pf_core.frames + done * PF_PAGE_SIZE,
+			run->flags & PF_SHIM_RUN_MAY_BREAK_HUGE, results + done};
+		n = worth_a_freeze(&f, pages_in_block(&f, run->n_pages - done));
 		if (n < 0)
 			return PF_SHIM_FAILED;
 		if (n == 0) {
@@ -332,6 +377,8 @@ void pf_core_fuse(const PfShimRun *run, uint8_t *results)
 		pf_core_lock();
 		pf_core_yield();
 		result = fuse_locked(run, results);
+		for (size_t i = 0; i < run->n_pages; i++)
+			pf_core.busy += results[i] == PF_SHIM_BUSY;
 		pf_core_unlock();
 	}
 	for (size_t i = 0; i < run->n_pages; i++)

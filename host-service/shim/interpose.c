@@ -1,22 +1,38 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * What QEMU calls and we must know of: madvise, munmap, mmap and mremap. QEMU reaches all of them
- * through the PLT. A RAM block is what gets MADV_DONTFORK; that call is also where our thread
+ * What QEMU calls and we must know of: madvise, munmap, mmap and mremap, and what makes a userfaultfd. QEMU reaches all
+ * of them through the PLT. A RAM block is what gets MADV_DONTFORK; that call is also where our thread
  * starts, and not the constructor, because a QEMU with -daemonize forks in between.
+ *
+ * A userfaultfd is made by syscall(SYS_userfaultfd), and in newer QEMUs by ioctl(USERFAULTFD_IOC_NEW). Of these two
+ * functions every other call goes straight on to the next library's, found once; ioctl() is where a vCPU enters KVM.
+ * Our own calls come through here too, but for a userfaultfd we use syscall(SYS_ioctl) (kernel.c).
  */
 /* With 64 it would rename mmap to mmap64, and we define both. */
 #undef _FILE_OFFSET_BITS
+#include "host-service/shim/aside.h"
 #include "host-service/shim/core.h"
 #include "host-service/shim/link.h"
 #include "proto/shim_protocol.h"
+#include <dlfcn.h>
 #include <errno.h>
+#include <linux/userfaultfd.h>
 #include <pthread.h>
 #include <stdarg.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 #define EXPORT __attribute__((visibility("default")))
+
+typedef int (*IoctlFunction)(int, unsigned long, ...);
+typedef long (*SyscallFunction)(long, ...);
+static _Atomic(IoctlFunction) next_ioctl;
+static _Atomic(SyscallFunction) next_syscall;
 
 static char socket_path[108] = PF_SHIM_DEFAULT_SOCKET;
 
@@ -46,15 +62,36 @@ static void leave_preload(void)
 		unsetenv("LD_PRELOAD");
 }
 
+/* Also before our constructor: other libraries' may call these. */
+static IoctlFunction find_ioctl(void)
+{
+	IoctlFunction found;
+
+	*(void **)&found = dlsym(RTLD_NEXT, "ioctl");
+	atomic_store(&next_ioctl, found);
+	return found;
+}
+
+static SyscallFunction find_syscall(void)
+{
+	SyscallFunction found;
+
+	*(void **)&found = dlsym(RTLD_NEXT, "syscall");
+	atomic_store(&next_syscall, found);
+	return found;
+}
+
 __attribute__((constructor)) static void start(void)
 {
 	const char *path = getenv(PF_SHIM_SOCKET_VARIABLE);
 
 	if (path && strlen(path) < sizeof socket_path)
 		strcpy(socket_path, path);
+	find_ioctl();
+	find_syscall();
 	unsetenv(PF_SHIM_SOCKET_VARIABLE);
 	leave_preload();
-	pthread_atfork(NULL, NULL, pf_core_forked);
+	pthread_atfork(pf_core_before_fork, pf_core_after_fork, pf_core_forked);
 }
 
 EXPORT int madvise(void *start, size_t length, int advice)
@@ -98,4 +135,64 @@ EXPORT void *mremap(void *old, size_t old_length, size_t new_length, int flags, 
 		va_end(more);
 	}
 	return pf_core_mremap(old, old_length, new_length, flags, new_start);
+}
+
+/* Out of the way before QEMU gets its userfaultfd; errno is as the caller left it. */
+static void before_userfaultfd(void)
+{
+	int saved = errno;
+
+	pf_core_step_aside();
+	errno = saved;
+}
+
+static void after_userfaultfd(long fd)
+{
+	int saved = errno;
+
+	if (fd < 0)
+		pf_core_come_back();
+	else
+		pf_aside_remember((int)fd);
+	errno = saved;
+}
+
+EXPORT int ioctl(int fd, unsigned long request, ...)
+{
+	IoctlFunction next = atomic_load_explicit(&next_ioctl, memory_order_relaxed);
+	void *argument;
+	va_list more;
+	int result;
+
+	va_start(more, request);
+	argument = va_arg(more, void *);
+	va_end(more);
+	if (!next)
+		next = find_ioctl();
+	if (request != USERFAULTFD_IOC_NEW)
+		return next(fd, request, argument);
+	before_userfaultfd();
+	result = next(fd, request, argument);
+	after_userfaultfd(result);
+	return result;
+}
+
+EXPORT long syscall(long number, ...)
+{
+	SyscallFunction next = atomic_load_explicit(&next_syscall, memory_order_relaxed);
+	long a[6], result;
+	va_list more;
+
+	va_start(more, number);
+	for (size_t i = 0; i < sizeof a / sizeof a[0]; i++)
+		a[i] = va_arg(more, long);
+	va_end(more);
+	if (!next)
+		next = find_syscall();
+	if (number != SYS_userfaultfd)
+		return next(number, a[0], a[1], a[2], a[3], a[4], a[5]);
+	before_userfaultfd();
+	result = next(number, a[0], a[1], a[2], a[3], a[4], a[5]);
+	after_userfaultfd(result);
+	return result;
 }

@@ -9,6 +9,9 @@
 
 #define MPOL_F_ADDR_FLAG (1 << 1)
 
+/* While maps change nothing can be moved, copied or protected. That ends within microseconds; a vCPU may be waiting. */
+#define MAX_TRIES 10000
+
 static int result(long value)
 {
 	return value < 0 ? -errno : 0;
@@ -68,6 +71,35 @@ bool pf_sys_is_mapped(void *start, size_t length)
 	return true;
 }
 
+uint64_t pf_sys_huge_pages(int pagemap, const char *start, size_t n)
+{
+	struct page_region regions[64];
+	struct pm_scan_arg scan = {
+		.size = sizeof scan,
+		.start = (uintptr_t)start,
+		.end = (uintptr_t)start + n * PF_PAGE_SIZE,
+		.vec = (uintptr_t)regions,
+		.vec_len = sizeof regions / sizeof regions[0],
+		.category_mask = PAGE_IS_HUGE,
+		.return_mask = PAGE_IS_HUGE,
+	};
+	int found = ioctl(pagemap, PAGEMAP_SCAN, &scan);
+	uint64_t huge = 0;
+
+	for (int i = 0; i < found; i++)
+		for (uint64_t at = regions[i].start; at < regions[i].end; at += PF_PAGE_SIZE)
+			huge |= 1ull << (at - (uintptr_t)start) / PF_PAGE_SIZE;
+	return huge;
+}
+
+/* Not with ioctl(): interposed, that would take it for QEMU's. */
+int pf_uffd_new(int device, int flags)
+{
+	long fd = syscall(SYS_ioctl, device, USERFAULTFD_IOC_NEW, flags);
+
+	return fd < 0 ? -errno : (int)fd;
+}
+
 int pf_uffd_register(int uffd, void *start, size_t length, uint64_t mode)
 {
 	struct uffdio_register reg = {.range = {(uintptr_t)start, length}, .mode = mode};
@@ -92,18 +124,20 @@ int pf_uffd_wake(int uffd, void *start, size_t length)
 int pf_uffd_protect(int uffd, void *start, size_t length, uint64_t mode)
 {
 	struct uffdio_writeprotect wp = {.range = {(uintptr_t)start, length}, .mode = mode};
+	int error = -EAGAIN;
 
-	for (;;) {
-		int error = result(ioctl(uffd, UFFDIO_WRITEPROTECT, &wp));
-
-		if (error != -EAGAIN)
-			return error;
-		sched_yield();
+	for (int tries = 0; tries < MAX_TRIES && error == -EAGAIN; tries++) {
+		if (tries > 0)
+			sched_yield();
+		error = result(ioctl(uffd, UFFDIO_WRITEPROTECT, &wp));
 	}
+	return error;
 }
 
 int pf_uffd_move(int uffd, void *dst, const void *src, size_t length, size_t *moved)
 {
+	int tries = 0;
+
 	*moved = 0;
 	while (*moved < length) {
 		struct uffdio_move move = {
@@ -119,10 +153,14 @@ int pf_uffd_move(int uffd, void *dst, const void *src, size_t length, size_t *mo
 		} else if (error == -EAGAIN) {
 			/* Part of it was moved (going on gives the real error), or maps are
 			 * changing. */
-			if (move.move > 0)
+			if (move.move > 0) {
 				*moved += (size_t)move.move;
-			else
+				tries = 0;
+			} else if (++tries == MAX_TRIES) {
+				return -EBUSY;
+			} else {
 				sched_yield();
+			}
 		} else {
 			return error;
 		}
@@ -133,6 +171,7 @@ int pf_uffd_move(int uffd, void *dst, const void *src, size_t length, size_t *mo
 int pf_uffd_copy(int uffd, void *dst, const void *src, size_t length)
 {
 	size_t done = 0;
+	int tries = 0;
 
 	while (done < length) {
 		struct uffdio_copy copy = {
@@ -145,10 +184,14 @@ int pf_uffd_copy(int uffd, void *dst, const void *src, size_t length)
 
 		if (error != 0 && error != -EAGAIN)
 			return error;
-		if (copy.copy > 0)
+		if (copy.copy > 0) {
 			done += (size_t)copy.copy;
-		else
+			tries = 0;
+		} else if (++tries == MAX_TRIES) {
+			return -EAGAIN;
+		} else {
 			sched_yield();
+		}
 	}
 	return 0;
 }

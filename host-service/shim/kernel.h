@@ -2,9 +2,11 @@
 #pragma once
 /*
  * Raw system calls. The library interposes the libc functions of these names, and its own calls
- * must not come back to it. Addresses are in bytes; every function returns 0 (or what it says) or
- * -errno.
+ * must not be taken for QEMU's: they go through syscall() and ioctl(), which pass on all but what makes a userfaultfd
+ * (interpose.c), and the one that does is pf_uffd_new(). Addresses are in bytes; every function returns 0 (or what it
+ * says) or -errno.
  */
+#include <linux/fs.h>
 #include <linux/userfaultfd.h>
 #include <stdbool.h>
 #include <stddef.h>
@@ -30,6 +32,31 @@ struct uffdio_move {
 #define PF_UFFD_NEEDED_FEATURES                                                                    \
 	(UFFD_FEATURE_PAGEFAULT_FLAG_WP | UFFD_FEATURE_EVENT_REMAP |                               \
 		UFFD_FEATURE_WP_HUGETLBFS_SHMEM | UFFD_FEATURE_WP_UNPOPULATED | UFFD_FEATURE_MOVE)
+
+/* Linux 6.7. */
+#ifndef PAGEMAP_SCAN
+struct page_region {
+	__u64 start;
+	__u64 end;
+	__u64 categories;
+};
+struct pm_scan_arg {
+	__u64 size;
+	__u64 flags;
+	__u64 start;
+	__u64 end;
+	__u64 walk_end;
+	__u64 vec;
+	__u64 vec_len;
+	__u64 max_pages;
+	__u64 category_inverted;
+	__u64 category_mask;
+	__u64 category_anyof_mask;
+	__u64 return_mask;
+};
+#define PAGEMAP_SCAN _IOWR('f', 16, struct pm_scan_arg)
+#define PAGE_IS_HUGE (1 << 6)
+#endif
 
 #ifndef MADV_POPULATE_READ
 #define MADV_POPULATE_READ  22
@@ -62,14 +89,26 @@ int pf_sys_set_policy(void *start, size_t length, const PfPolicy *policy);
 /* Whether the whole range is mapped by something. */
 bool pf_sys_is_mapped(void *start, size_t length);
 
+#define PF_HUGE_PAGE_SIZE (2ul << 20)
+
+/*
+ * Which of n pages (at most 64) lie in a transparent huge page: one bit each, the first page's lowest. 0 where the
+ * kernel cannot tell.
+ */
+uint64_t pf_sys_huge_pages(int pagemap, const char *start, size_t n);
+
+/* A new userfaultfd from /dev/userfaultfd, or -errno. */
+int pf_uffd_new(int device, int flags);
 int pf_uffd_register(int uffd, void *start, size_t length, uint64_t mode);
 int pf_uffd_unregister(int uffd, void *start, size_t length);
 int pf_uffd_wake(int uffd, void *start, size_t length);
-/* mode: UFFDIO_WRITEPROTECT_MODE_WP, or 0 to lift the protection and wake. Tries again while maps
- * are changing. */
+/*
+ * These three try again while the kernel only asks for that (maps are changing), but not for ever: then it is -EAGAIN,
+ * of pf_uffd_move() -EBUSY.
+ */
+/* mode: UFFDIO_WRITEPROTECT_MODE_WP, or 0 to lift the protection and wake. */
 int pf_uffd_protect(int uffd, void *start, size_t length, uint64_t mode);
-/* Never wakes. *moved is how many bytes were, also with an error; tries again while the kernel only
- * asks for that. */
+/* Never wakes. *moved is how many bytes were, also with an error. */
 int pf_uffd_move(int uffd, void *dst, const void *src, size_t length, size_t *moved);
 int pf_uffd_copy(int uffd, void *dst, const void *src, size_t length);
 int pf_uffd_zeropage(int uffd, void *start, size_t length);

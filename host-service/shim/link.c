@@ -4,11 +4,14 @@
  * it what was lost. An answer is sent before the losses that came after it, so that the service
  * never hears of the loss of a page before it heard that the page was fused.
  *
+ * While QEMU has userfaultfds of its own the thread also looks whether they are open still.
+ *
  * Nothing a guest waits for depends on this thread. When the service goes away, or says something
  * that makes no sense, the connection is closed and tried again with a growing pause; fused pages
  * stay fused, and are revoked as ever.
  */
 #include "host-service/shim/link.h"
+#include "host-service/shim/aside.h"
 #include "host-service/shim/core.h"
 #include <errno.h>
 #include <poll.h>
@@ -30,6 +33,7 @@
 #define RETRY_FIRST_MS    100
 #define RETRY_LAST_MS     5000
 #define STATE_INTERVAL_MS 500
+#define ASIDE_INTERVAL_MS 500
 #define SEND_TIMEOUT_S    10
 
 static struct sockaddr_un service = {.sun_family = AF_UNIX};
@@ -41,6 +45,7 @@ typedef struct Link {
 	bool ready;    /* READY said OK */
 	bool state_due;
 	uint64_t state_ms; /* when the last STATE was sent */
+	bool aside;        /* QEMU has userfaultfds of its own, which are to be looked at */
 } Link;
 
 /* Only the link's thread uses these. */
@@ -134,7 +139,7 @@ static int send_lost(Link *link)
 	do {
 		n = pf_core_take_lost(payload(), max, &overflow);
 		if (overflow)
-			/* Connecting anew starts from a release of everything, and so from the truth. */
+			/* In the next connection the service asks for the list, and so hears the truth. */
 			return -EOVERFLOW;
 		if (n > 0) {
 			int error = send_message(link, PF_SHIM_LOST, 0, n * sizeof(PfShimLost), -1);
@@ -203,7 +208,8 @@ static int do_fuse(Link *link, const PfShimRun *runs, size_t size)
 	if (n == 0 || n > PF_SHIM_MAX_RUNS || size % sizeof *runs)
 		return -EPROTO;
 	for (size_t i = 0; i < n; i++)
-		if (runs[i].n_pages == 0 || runs[i].n_pages > PF_SHIM_RUN_PAGES)
+		if (runs[i].n_pages == 0 || runs[i].n_pages > PF_SHIM_RUN_PAGES ||
+			(runs[i].flags & ~PF_SHIM_RUN_MAY_BREAK_HUGE))
 			return -EPROTO;
 	for (size_t i = 0; i < n; i++) {
 		pf_core_fuse(&runs[i], results + n_pages);
@@ -227,11 +233,11 @@ static int do_release(Link *link, const PfShimRange *ranges, size_t size)
 		pf_core_release((PfHva){ranges[i].hva}, ranges[i].n_pages);
 	}
 	/*
-	 * What was lost by it goes first, so that RELEASED means that all of it was heard. The release at the start is
-	 * of everything: there it does not matter if more was lost than can be told.
+	 * What was lost by it, and before it, goes first: RELEASED means that all of it was heard. After a release of
+	 * everything nothing is left to be told, so there it does not matter if more was lost than we could keep.
 	 */
 	error = send_lost(link);
-	if (error && (link->attached || error != -EOVERFLOW))
+	if (error && (size > 0 || error != -EOVERFLOW))
 		return error;
 	link->state_due = true;
 	return send_message(link, PF_SHIM_RELEASED, in.header.id, 0, -1);
@@ -243,15 +249,15 @@ static int do_list(Link *link)
 			   sizeof(PfShimRun);
 	PfShimListed *listed = payload();
 	uint64_t cursor = 0;
-	int error;
+	int error = send_lost(link);
 
-	do {
+	while (error == 0 && cursor != UINT64_MAX) {
 		size_t n = pf_core_list(&cursor, (PfShimRun *)(listed + 1), max);
 
 		*listed = (PfShimListed){.more = cursor != UINT64_MAX, .n_runs = (uint32_t)n};
 		error = send_message(link, PF_SHIM_LISTED, in.header.id,
 			sizeof *listed + n * sizeof(PfShimRun), -1);
-	} while (error == 0 && cursor != UINT64_MAX);
+	}
 	return error;
 }
 
@@ -283,7 +289,11 @@ static int do_attach(Link *link, int fd)
 static int handle(Link *link, size_t size, const int *fds)
 {
 	const void *data = in.bytes + sizeof in.header;
+	bool wants_fd = in.header.type == PF_SHIM_ATTACH || in.header.type == PF_SHIM_STORE ||
+			in.header.type == PF_SHIM_STAGING;
 
+	if (in.header.n_fds != wants_fd)
+		return -EPROTO;
 	size -= sizeof in.header;
 	switch (in.header.type) {
 	case PF_SHIM_ATTACH:
@@ -349,8 +359,9 @@ static int poll_timeout(const Link *link)
 {
 	uint64_t age = now_ms() - link->state_ms;
 
-	if (!link->state_due)
-		return -1;
+	/* A service of another version never attaches, and hears no STATE. */
+	if (!link->state_due || !link->attached)
+		return link->aside ? ASIDE_INTERVAL_MS : -1;
 	return age >= STATE_INTERVAL_MS ? 0 : (int)(STATE_INTERVAL_MS - age);
 }
 
@@ -373,6 +384,7 @@ static int serve_once(Link *link)
 		error = send_lost(link);
 	if (error == 0 && link->attached && poll_timeout(link) == 0)
 		error = send_state(link);
+	link->aside = pf_aside_look();
 	return error;
 }
 
@@ -403,7 +415,7 @@ static void *link_thread(void *unused)
 		bool overflow;
 
 		if (link.socket >= 0) {
-			/* The service starts from a release of everything: what was lost before is no news. */
+			/* The service starts with a list of what there is: what was lost before is no news. */
 			while (pf_core_take_lost((PfShimLost *)out.bytes,
 				       sizeof out / sizeof(PfShimLost), &overflow) > 0)
 				;
@@ -414,6 +426,7 @@ static void *link_thread(void *unused)
 			if (link.staging >= 0)
 				close(link.staging);
 		}
+		pf_aside_look();
 		nanosleep(&(struct timespec){pause_ms / 1000, pause_ms % 1000 * 1000000}, NULL);
 		pause_ms = pause_ms * 2 < RETRY_LAST_MS ? pause_ms * 2 : RETRY_LAST_MS;
 	}

@@ -38,7 +38,8 @@ void pf_core_advise_frames(const PfRamBlock *block, char *start, size_t length)
  * Anywhere, the kernel may put it beside other anonymous memory of the process, a thread's stack
  * for one, and make one VMA of both: cut out of that, ours has an anon_vma already and will never
  * merge with guest RAM. So it begins as read-only memory, which little else is, and is made
- * writable when its flags are its own.
+ * writable when its flags are its own, and when it is registered: for what has the same flags is guest RAM, and a hole
+ * beside that is a likely place.
  */
 static char *map_anywhere(const PfRamBlock *block, size_t length, int flags, int *error)
 {
@@ -47,8 +48,10 @@ static char *map_anywhere(const PfRamBlock *block, size_t length, int flags, int
 	if (!fresh)
 		return NULL;
 	pf_core_advise_anonymous(block, fresh, length);
-	if (mprotect(fresh, length, PROT_READ | PROT_WRITE) < 0) {
+	*error = pf_uffd_register(pf_core.uffd, fresh, length, UFFDIO_REGISTER_MODE_MISSING);
+	if (*error == 0 && mprotect(fresh, length, PROT_READ | PROT_WRITE) < 0)
 		*error = -errno;
+	if (*error) {
 		pf_sys_munmap(fresh, length);
 		return NULL;
 	}
@@ -109,8 +112,7 @@ void pf_core_replace_pages(const PfRamBlock *block, char *start, const char *fro
 	/* Filled elsewhere and moved there whole: nobody sees zeros in between. */
 	while (!(fresh = pf_core_map_anonymous(block, NULL, length, &error)))
 		pf_core_nap();
-	while (pf_uffd_register(pf_core.uffd, fresh, length, UFFDIO_REGISTER_MODE_MISSING) != 0)
-		pf_core_nap();
+
 	pf_core_put_pages(fresh, from, n);
 	while (!pf_sys_mremap(fresh, length, length, MREMAP_MAYMOVE | MREMAP_FIXED, start, &error))
 		pf_core_nap();

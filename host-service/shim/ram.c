@@ -10,9 +10,15 @@
 
 /*
  * Blocks stand in one array, ascending by address. A block that is cut keeps its part of the page
- * array: the arrays are mapped once and never given back, because the parts may be in use by two
- * blocks; they are sparse, eight bytes a page that was ever fused.
+ * array, which is given back with the last of its parts. Page arrays are sparse: eight bytes a page that was ever
+ * fused.
  */
+typedef struct PfPageArray {
+	size_t size;    /* bytes of the mapping, this header included */
+	size_t n_parts; /* blocks that have one */
+	uint64_t pages[];
+} PfPageArray;
+
 static PfRamBlock blocks[PF_RAM_MAX_BLOCKS];
 static unsigned n_blocks;
 static uint64_t n_fused, n_runs;
@@ -116,8 +122,24 @@ static void insert_block(unsigned at, const PfRamBlock *block)
 
 static void remove_block(unsigned at)
 {
+	if (--blocks[at].array->n_parts == 0)
+		pf_sys_munmap(blocks[at].array, blocks[at].array->size);
 	n_blocks--;
 	memmove(&blocks[at], &blocks[at + 1], (n_blocks - at) * sizeof blocks[0]);
+}
+
+static int map_page_array(PfRamBlock *block)
+{
+	size_t size = sizeof *block->array + block->n_pages * sizeof *block->pages;
+	int error;
+
+	block->array = pf_sys_mmap(NULL, size, PROT_READ | PROT_WRITE,
+		MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0, &error);
+	if (!block->array)
+		return error;
+	*block->array = (PfPageArray){.size = size, .n_parts = 1};
+	block->pages = block->array->pages;
+	return 0;
 }
 
 int pf_ram_add(void *start, size_t length)
@@ -137,9 +159,8 @@ int pf_ram_add(void *start, size_t length)
 	error = read_flags(start, length, &block.flags);
 	if (error)
 		return error;
-	block.pages = pf_sys_mmap(NULL, block.n_pages * sizeof *block.pages, PROT_READ | PROT_WRITE,
-		MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0, &error);
-	if (!block.pages)
+	error = map_page_array(&block);
+	if (error)
 		return error;
 	insert_block(at, &block);
 	if ((uintptr_t)start < atomic_load(&lowest))
@@ -173,6 +194,7 @@ static bool split_at(char *address)
 			n_runs += joined(block, block->n_pages - right.n_pages - 1);
 			right.start = address;
 			block->n_pages -= right.n_pages;
+			right.array->n_parts++;
 			insert_block(i + 1, &right);
 			return true;
 		}
@@ -274,16 +296,28 @@ static bool apply_advice(PfVmFlags *flags, int advice)
 	}
 }
 
+/* Whether some page of the range does not have what the advice gives. */
+static bool is_news(char *start, char *end, int advice)
+{
+	for (unsigned i = 0; i < n_blocks; i++) {
+		PfVmFlags flags = blocks[i].flags;
+
+		if (!overlaps(&blocks[i], start, end) || !apply_advice(&flags, advice))
+			continue;
+		if (memcmp(&flags, &blocks[i].flags, sizeof flags) != 0)
+			return true;
+	}
+	return false;
+}
+
 void pf_ram_advised(void *start, size_t length, int advice)
 {
-	PfVmFlags probe = {0};
+	char *end = (char *)start + length;
 
-	if (!apply_advice(&probe, advice))
-		return;
-	if (!split_at(start) || !split_at((char *)start + length))
+	if (!is_news(start, end, advice) || !split_at(start) || !split_at(end))
 		return;
 	for (unsigned i = 0; i < n_blocks; i++)
-		if (overlaps(&blocks[i], start, (char *)start + length))
+		if (overlaps(&blocks[i], start, end))
 			apply_advice(&blocks[i].flags, advice);
 }
 

@@ -32,6 +32,7 @@ typedef struct PfRamBlock {
 	size_t n_pages;
 	uint64_t *
 		pages; /* state in the low three bits, frame above them; zero pages cost no memory */
+	struct PfPageArray *array; /* that pages is part of */
 	PfVmFlags flags;
 	PfPolicy policy; /* memory policy of the pages fused so far */
 	bool has_policy;

@@ -10,7 +10,8 @@
  *
  * Private neighbours are registered MISSING together with it. Three VMAs with the same registration
  * become one with one anon_vma, so that they stay one when the registration goes: without this each
- * revoke would leave a map behind.
+ * revoke would leave a map behind. A neighbour in another huge page is registered with all of that: a part of it
+ * would break it.
  *
  * A revoke never fails, for a vCPU waits. Where no map can be had, the protection is lifted and the
  * kernel copies.
@@ -19,9 +20,6 @@
 #include <errno.h>
 #include <sys/mman.h>
 #include <unistd.h>
-
-/* Pages that are looked at before others have their turn at the lock. */
-#define PAGES_A_TURN 16384
 
 /* The frame's bytes into the spare area. false: they cannot be read, now or later (a memory error, a failed swap-in). */
 static bool fill_spare(PfFrame frame, size_t n)
@@ -43,11 +41,31 @@ static bool fill_spare(PfFrame frame, size_t n)
 	return true;
 }
 
-static bool register_if_private(PfRamBlock *block, size_t page)
+/* Where the neighbour lies in a huge page that has no part in this: that as a whole, or it would be broken. */
+static size_t huge_neighbour(const PfRamBlock *block, const char *neighbour, const char **start)
 {
-	return page < block->n_pages && pf_ram_state(block, page) == PF_PAGE_PRIVATE &&
-	       pf_uffd_register(pf_core.uffd, pf_ram_address(block, page), PF_PAGE_SIZE,
-		       UFFDIO_REGISTER_MODE_MISSING) == 0;
+	*start = (const char *)((uintptr_t)neighbour & ~(PF_HUGE_PAGE_SIZE - 1));
+	if (*start < block->start ||
+		*start + PF_HUGE_PAGE_SIZE > block->start + block->n_pages * PF_PAGE_SIZE)
+		return 0;
+	return PF_HUGE_PAGE_SIZE;
+}
+
+/* Registers what lies beside `beside`, on the side of the page `neighbour`, if it is private. Returns its length. */
+static size_t register_neighbour(const PfRamBlock *block, size_t neighbour, size_t beside)
+{
+	const char *start = pf_ram_address(block, neighbour);
+	size_t length = PF_PAGE_SIZE;
+
+	if (neighbour >= block->n_pages || pf_ram_state(block, neighbour) != PF_PAGE_PRIVATE)
+		return 0;
+	if (((uintptr_t)start ^ (uintptr_t)pf_ram_address(block, beside)) >= PF_HUGE_PAGE_SIZE &&
+		pf_sys_huge_pages(pf_core.pagemap, start, 1) != 0)
+		length = huge_neighbour(block, start, &start);
+	if (length == 0 || pf_uffd_register(pf_core.uffd, (void *)start, length,
+				   UFFDIO_REGISTER_MODE_MISSING) != 0)
+		return 0;
+	return length;
 }
 
 /* Puts the spare area there. false: no map or no memory for one; nothing has changed then. */
@@ -55,7 +73,7 @@ static bool replace(PfRamBlock *block, size_t page, size_t n)
 {
 	size_t length = n * PF_PAGE_SIZE;
 	char *start = pf_ram_address(block, page), *fresh, *all;
-	bool left, right;
+	size_t left, right;
 	int error;
 
 	if (!pf_core_may_revoke_maps())
@@ -63,13 +81,10 @@ static bool replace(PfRamBlock *block, size_t page, size_t n)
 	fresh = pf_core_map_anonymous(block, NULL, length, &error);
 	if (!fresh)
 		return false;
-	if (pf_uffd_register(pf_core.uffd, fresh, length, UFFDIO_REGISTER_MODE_MISSING) != 0) {
-		pf_sys_munmap(fresh, length);
-		return false;
-	}
-	left = page > 0 && register_if_private(block, page - 1);
-	right = register_if_private(block, page + n);
-	all = start - (left ? PF_PAGE_SIZE : 0);
+
+	left = page > 0 ? register_neighbour(block, page - 1, page) : 0;
+	right = register_neighbour(block, page + n, page + n - 1);
+	all = start - left;
 	if (!pf_sys_mremap(fresh, length, length, MREMAP_MAYMOVE | MREMAP_FIXED, start, &error)) {
 		pf_sys_munmap(fresh, length);
 		fresh = NULL;
@@ -81,15 +96,15 @@ static bool replace(PfRamBlock *block, size_t page, size_t n)
 	} else {
 		pf_core_put_pages(start, pf_core.spare, n);
 	}
-	length += (left + right) * PF_PAGE_SIZE;
+	length += left + right;
 	if (fresh) {
 		pf_uffd_unregister(pf_core.uffd, all, length);
 	} else {
 		/* Not the pages between them: those are still protected. */
 		if (left)
-			pf_uffd_unregister(pf_core.uffd, all, PF_PAGE_SIZE);
+			pf_uffd_unregister(pf_core.uffd, all, left);
 		if (right)
-			pf_uffd_unregister(pf_core.uffd, start + n * PF_PAGE_SIZE, PF_PAGE_SIZE);
+			pf_uffd_unregister(pf_core.uffd, start + n * PF_PAGE_SIZE, right);
 	}
 	pf_uffd_wake(pf_core.uffd, all, length);
 	return fresh != NULL;
@@ -100,7 +115,9 @@ bool pf_core_copy_in_place(char *page)
 	uint64_t entry;
 	int error;
 
-	pf_uffd_protect(pf_core.uffd, page, PF_PAGE_SIZE, 0);
+	/* Once aside, a protection is QEMU's own, and the kernel would let us lift it. */
+	if (!pf_core.unregistered)
+		pf_uffd_protect(pf_core.uffd, page, PF_PAGE_SIZE, 0);
 	if (pf_core_pagemap(page, 1, &entry) != 0)
 		return false;
 	if ((entry & PF_PAGEMAP_PRESENT) && !(entry & PF_PAGEMAP_FILE))
@@ -135,8 +152,11 @@ bool pf_core_part(PfRamBlock *block, size_t page, PfShimLoss loss)
 
 void pf_core_make_private(PfRamBlock *block, size_t page, size_t n, PfShimLoss loss)
 {
+	bool filled = fill_spare(pf_ram_frame(block, page), n);
+
 	pf_core_added_maps(2);
-	if (!fill_spare(pf_ram_frame(block, page), n) || !replace(block, page, n)) {
+	if (!filled || !replace(block, page, n)) {
+		pf_core.ways_out += filled;
 		for (size_t i = 0; i < n; i++)
 			pf_core_part(block, page + i, loss);
 		return;
@@ -176,7 +196,8 @@ void pf_core_make_range_private(char *start, char *end, PfShimLoss loss, bool yi
 {
 	PfRamBlock *block;
 
-	while (start < end && (block = pf_ram_next(start)) && block->start < end) {
+	while (start < end && pf_ram_n_fused() > 0 && (block = pf_ram_next(start)) &&
+		block->start < end) {
 		size_t page = start > block->start ? pf_ram_page(block, start) : 0;
 		size_t last = block->n_pages;
 
@@ -220,6 +241,9 @@ void pf_core_resolve_fault(char *address, bool write_protect)
 		pf_core_part(block, page, PF_SHIM_LOST_REVOKED);
 		return;
 	}
+	if (pf_core.unregistered)
+		/* Read before that, and woken by it. What is registered there now is QEMU's: not ours to answer. */
+		return;
 	if (write_protect)
 		pf_uffd_protect(pf_core.uffd, address, PF_PAGE_SIZE, 0);
 	else if (state == PF_PAGE_PRIVATE)

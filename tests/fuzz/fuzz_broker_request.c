@@ -24,6 +24,8 @@ static void check_request(const uint8_t *data, size_t size)
 		return;
 	require(size == sizeof(request) && request.id != 0);
 	require(strlen(request.vm) < sizeof(request.vm));
+	if (request.type == PF_BROKER_MODIFY)
+		require(request.changes != 0 && request.enabled <= 1 && request.thp <= PF_THP_ALL);
 	if (request.type != PF_BROKER_TRANSLATE)
 		return;
 	require(request.n_ranges >= 1 && request.n_ranges <= PF_SESSION_MAX_RAM_RANGES);

@@ -28,6 +28,7 @@ static void read_all(const PfDomainXml *xml)
 	require(*group);
 	require(!channel || *channel);
 	require(!refusal || *refusal);
+	require(pf_domain_xml_thp(xml) <= PF_THP_ALL);
 	for (guint i = 0; i < files->len; i++)
 		require(((PfDomainDirectFile *)g_ptr_array_index(files, i))->path != NULL);
 }
@@ -41,6 +42,9 @@ static void turn_on_and_off(PfDomainXml *xml)
 	require(pf_domain_xml_has_flag(xml));
 	require(pf_domain_xml_has_shim(xml));
 	require(!pf_domain_xml_enable(xml, SHIM, "/run/s"));
+	pf_domain_xml_set_thp(xml, PF_THP_PRESERVE);
+	require(pf_domain_xml_thp(xml) == PF_THP_PRESERVE);
+	require(!pf_domain_xml_set_thp(xml, PF_THP_PRESERVE));
 	text = pf_domain_xml_format(xml);
 	again = pf_domain_xml_new(text, NULL);
 	require(again && pf_domain_xml_has_flag(again) && pf_domain_xml_has_shim(again));

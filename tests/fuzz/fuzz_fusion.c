@@ -1,64 +1,21 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
  * The bytes are a sequence of calls: what the guests of two trust groups say, and what their shims
- * answer, honestly or not. RAM and store are a byte a page: its content, of which the digest is
- * made. A model beside it keeps what is mapped where; after each call the rules between the indexes
- * are checked, and the numbers against the model.
+ * answer, honestly or not. After each call the rules between the indexes are checked, and the numbers
+ * against the model (fusion_model.h), which also sees that no frame is freed too early.
  */
-#include "host-service/fusion.h"
+#include "tests/fuzz/fusion_model.h"
 #include <errno.h>
-#include <stdio.h>
-#include <stdlib.h>
 
-#define N_VMS     5u
-#define N_GROUPS  2u
-#define N_GFNS    48u
 #define N_MODULES 4u
 #define N_PAGES   40u
-#define N_CONTENT 12u
-#define N_FRAMES  4096u
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
-
-/* A failed assertion would vanish with NDEBUG; a broken rule must always end the run. */
-#define MUST(condition)                                                                            \
-	do {                                                                                       \
-		if (!(condition))                                                                  \
-			die(#condition, __LINE__);                                                 \
-	} while (0)
 
 typedef struct Input {
 	const uint8_t *data;
 	size_t size;
 } Input;
-
-typedef struct ModelVm {
-	PfFusionVm *vm;
-	unsigned group;
-	GQueue orders; /* of PfOrder, owned */
-	uint8_t ram[N_GFNS];
-	int64_t mapped[N_GFNS]; /* frame, or -1 */
-} ModelVm;
-
-typedef struct Model {
-	PfFusion *fusion;
-	int64_t now_us;
-	bool no_memory;
-	ModelVm vms[N_VMS];
-	int16_t store[N_GROUPS][N_FRAMES]; /* content, or -1 */
-} Model;
-
-typedef struct Publish {
-	Model *model;
-	unsigned group;
-	const PfDigest *digests;
-} Publish;
-
-static void die(const char *what, int line)
-{
-	fprintf(stderr, "line %d: %s\n", line, what);
-	abort();
-}
 
 static unsigned take(Input *in, unsigned limit)
 {
@@ -71,23 +28,6 @@ static unsigned take(Input *in, unsigned limit)
 	return byte % limit;
 }
 
-static PfDigest digest_of(unsigned content)
-{
-	PfDigest digest = {{(uint8_t)content, 1}};
-
-	return digest;
-}
-
-static void forget_mappings(ModelVm *m)
-{
-	PfOrder *order;
-
-	while ((order = g_queue_pop_head(&m->orders)))
-		g_free(order);
-	for (unsigned i = 0; i < N_GFNS; i++)
-		m->mapped[i] = -1;
-}
-
 static void add_vm(Model *model, unsigned i, unsigned group)
 {
 	ModelVm *m = &model->vms[i];
@@ -95,8 +35,10 @@ static void add_vm(Model *model, unsigned i, unsigned group)
 	m->group = group;
 	m->vm = pf_fusion_add_vm(model->fusion, group == 0 ? "one" : "two", m);
 	MUST(pf_fusion_vm_userdata(m->vm) == m);
+	m->state = SHIM_UNHEARD;
+	m->thp = PF_THP_ALL;
 	g_queue_init(&m->orders);
-	forget_mappings(m);
+	map_nothing(m);
 	pf_fusion_set_ready(m->vm, true);
 	for (uint32_t k = 0; k < N_MODULES; k++) {
 		uint8_t build_id = (uint8_t)k;
@@ -112,12 +54,12 @@ static void remove_vm(Model *model, unsigned i)
 	bool last = true;
 
 	pf_fusion_remove_vm(m->vm);
-	forget_mappings(m);
+	drop_orders(m);
 	m->vm = NULL;
 	for (unsigned k = 0; k < N_VMS; k++)
 		last &= !model->vms[k].vm || model->vms[k].group != m->group;
 	if (last)
-		memset(model->store[m->group], -1, sizeof(model->store[m->group]));
+		forget_store(&model->stores[m->group]);
 }
 
 static void op_module(Model *model, ModelVm *m, Input *in)
@@ -138,12 +80,27 @@ static void op_hints(Model *model, ModelVm *m, Input *in)
 	PfDigest digests[16];
 
 	for (unsigned i = 0; i < n; i++) {
-		digests[i] = digest_of((content + i * step) % N_CONTENT);
+		digests[i] = model_digest((content + i * step) % N_CONTENT);
 		if (content & 128 && gfn + i < N_GFNS && m->mapped[gfn + i] < 0)
 			m->ram[gfn + i] = digests[i].bytes[0];
 	}
-	pf_fusion_hints(m->vm, module, file_page, (PfGfn){gfn}, MIN(n, (unsigned)(N_GFNS - gfn)),
+	pf_fusion_hints(m->vm, module, file_page, model_gfn(gfn), MIN(n, (unsigned)(N_GFNS - gfn)),
 		digests, model->now_us);
+}
+
+static void check_run(
+	const Model *model, const ModelVm *m, const PfOrder *order, const PfOrderRun *run)
+{
+	uint64_t last = run->gfn.v + run->n_pages - 1;
+
+	MUST(run->n_pages > 0 && run->gfn.v >= FIRST_GFN && last < FIRST_GFN + N_GFNS);
+	if (order->type == PF_ORDER_CAPTURE)
+		return;
+	MUST(run->n_pages <= PF_SHIM_RUN_PAGES);
+	MUST(m->thp == PF_THP_ALL || run->gfn.v / 512 == last / 512);
+	/* There are too few pages on each side of the border for BALANCED. */
+	MUST(run->may_break_huge ==
+		(m->thp == PF_THP_ALL || (m->thp == PF_THP_BALANCED && model->pressure)));
 }
 
 static void op_next_order(Model *model, ModelVm *m)
@@ -155,12 +112,10 @@ static void op_next_order(Model *model, ModelVm *m)
 		g_free(order);
 		return;
 	}
+	MUST(m->state == SHIM_HERE);
 	MUST(order->id != 0 && order->n_runs > 0 && order->n_runs <= PF_SHIM_MAX_RUNS);
 	for (uint32_t i = 0; i < order->n_runs; i++) {
-		MUST(order->runs[i].n_pages > 0);
-		MUST(order->type == PF_ORDER_CAPTURE ||
-			order->runs[i].n_pages <= PF_SHIM_RUN_PAGES);
-		MUST(order->runs[i].gfn.v + order->runs[i].n_pages <= N_GFNS);
+		check_run(model, m, order, &order->runs[i]);
 		n += order->runs[i].n_pages;
 	}
 	MUST(n == order->n_pages);
@@ -168,25 +123,11 @@ static void op_next_order(Model *model, ModelVm *m)
 	g_queue_push_tail(&m->orders, order);
 }
 
-static bool publish(void *userdata, uint32_t page_of_order, PfFrame frame)
-{
-	Publish *p = userdata;
-
-	if (p->model->no_memory)
-		return false;
-	MUST(frame.v < N_FRAMES * 8);
-	if (frame.v >= N_FRAMES)
-		return false;
-	MUST(p->model->store[p->group][frame.v] < 0);
-	p->model->store[p->group][frame.v] = p->digests[page_of_order].bytes[0];
-	return true;
-}
-
 static void answer_capture(Model *model, ModelVm *m, const PfOrder *order, Input *in, bool honest)
 {
 	uint8_t results[PF_SHIM_MAX_CAPTURE];
 	PfDigest digests[PF_SHIM_MAX_CAPTURE];
-	Publish p = {model, m->group, digests};
+	Publish p = {model_store(model, m), model->no_memory, digests};
 	PfCapture capture = {results, digests, publish, &p};
 	uint32_t n = 0;
 
@@ -194,16 +135,19 @@ static void answer_capture(Model *model, ModelVm *m, const PfOrder *order, Input
 		for (uint32_t k = 0; k < order->runs[i].n_pages; k++, n++) {
 			results[n] =
 				honest ? PF_SHIM_DONE : (uint8_t)take(in, PF_SHIM_N_RESULTS + 1);
-			digests[n] = digest_of(m->ram[order->runs[i].gfn.v + k]);
+			digests[n] = model_digest(m->ram[order->runs[i].gfn.v - FIRST_GFN + k]);
 		}
 	}
-	MUST(pf_fusion_captured(m->vm, order->id, n, &capture, model->now_us) == 0);
+	MUST(pf_fusion_captured(m->vm, order->id, n, &capture, model->now_us) ==
+		(m->state == SHIM_HERE ? 0 : -EPROTO));
 }
 
 static uint8_t fuse_page(Model *model, ModelVm *m, uint64_t gfn, uint64_t frame)
 {
-	MUST(frame < N_FRAMES && model->store[m->group][frame] >= 0);
-	return model->store[m->group][frame] == m->ram[gfn] ? PF_SHIM_DONE : PF_SHIM_DIFFERENT;
+	const ModelStore *store = model_store(model, m);
+
+	MUST(frame < N_FRAMES && store->frames[frame] >= 0);
+	return store->frames[frame] == m->ram[gfn] ? PF_SHIM_DONE : PF_SHIM_DIFFERENT;
 }
 
 static void answer_fuse(Model *model, ModelVm *m, const PfOrder *order, Input *in, bool honest)
@@ -215,7 +159,7 @@ static void answer_fuse(Model *model, ModelVm *m, const PfOrder *order, Input *i
 		const PfOrderRun *run = &order->runs[i];
 
 		for (uint32_t k = 0; k < run->n_pages; k++, n++) {
-			uint64_t gfn = run->gfn.v + k;
+			uint64_t gfn = run->gfn.v - FIRST_GFN + k;
 
 			MUST(m->mapped[gfn] < 0);
 			results[n] = fuse_page(model, m, gfn, run->frame.v + k);
@@ -223,11 +167,15 @@ static void answer_fuse(Model *model, ModelVm *m, const PfOrder *order, Input *i
 				results[n] = (uint8_t)take(in, PF_SHIM_N_RESULTS + 1);
 			if (results[n] == PF_SHIM_DONE)
 				m->mapped[gfn] = (int64_t)run->frame.v + k;
+			if (m->state == SHIM_HERE)
+				m->told[gfn] = m->mapped[gfn];
 		}
 	}
-	MUST(pf_fusion_fused(m->vm, order->id, n, results, model->now_us) == 0);
+	MUST(pf_fusion_fused(m->vm, order->id, n, results, model->now_us) ==
+		(m->state == SHIM_HERE ? 0 : -EPROTO));
 }
 
+/* Of a shim that is away: it does it, and its answer is not heard. */
 static void op_answer(Model *model, ModelVm *m, Input *in, bool honest)
 {
 	guint which = honest ? 0 : take(in, 4);
@@ -248,40 +196,43 @@ static void op_bad_answer(Model *model, ModelVm *m, Input *in)
 	uint64_t id = order ? order->id : take(in, 256);
 	uint32_t n = order ? order->n_pages - 1 : 1;
 	uint8_t result = PF_SHIM_DONE;
-	PfDigest digest = digest_of(0);
+	PfDigest digest = model_digest(0);
 	PfCapture capture = {&result, &digest, publish, NULL};
 
 	MUST(pf_fusion_captured(m->vm, id, n, &capture, model->now_us) == -EPROTO);
 	MUST(pf_fusion_fused(m->vm, id, n, &result, model->now_us) == -EPROTO);
 }
 
+/* Of a shim that is away: it has come back, but does not list yet. What it has lost then, it really mapped. */
 static void op_lost(Model *model, ModelVm *m, Input *in)
 {
-	uint64_t gfn = take(in, N_GFNS);
+	unsigned gfn = take(in, N_GFNS);
 	uint32_t n = 1 + take(in, 40);
-	uint64_t frame = m->mapped[gfn] >= 0 ? (uint64_t)m->mapped[gfn] : take(in, 256);
+	int64_t frame = m->mapped[gfn] >= 0 ? m->mapped[gfn] : take(in, 256);
 	PfShimLoss loss = (PfShimLoss)take(in, PF_SHIM_N_LOSSES);
 	int expected = 0;
 
 	for (uint32_t i = 0; i < n; i++) {
-		if (gfn + i < N_GFNS && m->mapped[gfn + i] == (int64_t)(frame + i))
+		if (gfn + i < N_GFNS && m->mapped[gfn + i] == frame + i)
 			m->mapped[gfn + i] = -1;
 		else
-			expected = -EPROTO;
+			expected = m->state == SHIM_HERE ? -EPROTO : 0;
+		if (gfn + i < N_GFNS && m->told[gfn + i] == frame + i)
+			m->told[gfn + i] = -1;
 	}
-	MUST(pf_fusion_lost(m->vm, (PfGfn){gfn}, (PfFrame){frame}, n, loss, model->now_us) ==
-		expected);
+	MUST(pf_fusion_lost(m->vm, model_gfn(gfn), (PfFrame){(uint64_t)frame}, n, loss,
+		     model->now_us) == expected);
 }
 
 static void op_write(Model *model, ModelVm *m, Input *in)
 {
-	uint64_t gfn = take(in, N_GFNS);
+	unsigned gfn = take(in, N_GFNS);
 	int64_t frame = m->mapped[gfn];
 
 	m->ram[gfn] = (uint8_t)take(in, N_CONTENT);
-	m->mapped[gfn] = -1;
-	if (frame >= 0)
-		MUST(pf_fusion_lost(m->vm, (PfGfn){gfn}, (PfFrame){(uint64_t)frame}, 1,
+	model_lose(m, gfn);
+	if (frame >= 0 && m->state == SHIM_HERE)
+		MUST(pf_fusion_lost(m->vm, model_gfn(gfn), (PfFrame){(uint64_t)frame}, 1,
 			     PF_SHIM_LOST_REVOKED, model->now_us) == 0);
 }
 
@@ -307,6 +258,91 @@ static void op_time(Model *model, Input *in)
 	pf_fusion_tick(model->fusion, how == 63 ? INT64_MIN : model->now_us);
 }
 
+/* A frame that there is, or one that there is not. */
+static int64_t some_frame(const Model *model, Input *in)
+{
+	const ModelVm *m = &model->vms[take(in, N_VMS)];
+	int64_t frame = m->mapped[take(in, N_GFNS)];
+	unsigned how = take(in, 8);
+
+	if (frame < 0 || how == 0)
+		return (int64_t)take(in, 256) << take(in, 6);
+	return how == 1 ? frame + 1 : frame;
+}
+
+/* Its list; before it some pages that it did not have. It may break off. */
+static void op_list(Model *model, ModelVm *m, Input *in)
+{
+	unsigned n_foreign = take(in, 4), breaks_off = take(in, 4 * N_GFNS), twice = take(in, 255);
+	int64_t before[N_GFNS];
+
+	memcpy(before, m->mapped, sizeof(before));
+	for (unsigned i = 0; i < n_foreign; i++)
+		m->mapped[take(in, N_GFNS)] = some_frame(model, in);
+	drop_orders(m);
+	if (m->state == SHIM_HERE)
+		m->state = SHIM_AWAY;
+	pf_fusion_list_begin(m->vm);
+	for (unsigned i = 0; i < N_GFNS; i++) {
+		int64_t frame = m->mapped[i];
+
+		if (i == breaks_off) {
+			memcpy(&m->mapped[i], &before[i], (N_GFNS - i) * sizeof(before[0]));
+			model_away(m);
+			return;
+		}
+		if (i == twice % (2 * N_GFNS))
+			model_list(model, m, i, some_frame(model, in));
+		if (frame >= 0)
+			model_list(model, m, i, frame);
+	}
+	MUST(pf_fusion_listed(m->vm, (PfGfn){PF_GFN_END + twice}, (PfFrame){FIRST}, NULL, NULL,
+		     model->now_us) == 1);
+	pf_fusion_list_end(m->vm, model->now_us);
+	for (unsigned i = 0; i < N_GFNS; i++)
+		m->told[i] = m->mapped[i];
+	m->state = SHIM_HERE;
+}
+
+/* An earlier service's store; VMs that were not heard of yet map frames of it. */
+static void op_adopt(Model *model, const ModelVm *of, Input *in)
+{
+	ModelStore *store = model_store(model, of);
+	unsigned n = take(in, 128), content = take(in, N_CONTENT), n_maps = take(in, 16);
+
+	if (store->used || store->first_own > 0) {
+		/* The shim has it from this service. */
+		store->first_own = MAX(store->first_own, FIRST);
+		pf_fusion_adopt_store(of->vm, (uint64_t)store->first_own);
+		return;
+	}
+	store->first_own = FIRST + n;
+	for (unsigned i = 0; i < n; i++)
+		store->frames[FIRST + i] =
+			i % 5 == 4 ? NEVER : (int16_t)((content + i) % N_CONTENT);
+	pf_fusion_adopt_store(of->vm, (uint64_t)store->first_own);
+	for (unsigned i = 0; i < n_maps && n > 0; i++) {
+		ModelVm *m = &model->vms[take(in, N_VMS)];
+		unsigned frame = FIRST + take(in, n);
+
+		if (m->group == of->group && m->state == SHIM_UNHEARD && store->frames[frame] >= 0)
+			m->mapped[take(in, N_GFNS)] = frame;
+	}
+}
+
+static void op_policy(Model *model, ModelVm *m, Input *in)
+{
+	unsigned how = take(in, 6);
+
+	if (how < 3) {
+		m->thp = (PfThp)(PF_THP_PRESERVE + how);
+		pf_fusion_set_thp(m->vm, m->thp);
+	} else {
+		model->pressure = how == 3;
+		pf_fusion_set_pressure(model->fusion, model->pressure);
+	}
+}
+
 static void op_rare(Model *model, unsigned i, Input *in)
 {
 	ModelVm *m = &model->vms[i];
@@ -316,8 +352,7 @@ static void op_rare(Model *model, unsigned i, Input *in)
 		pf_fusion_session_started(m->vm);
 		break;
 	case 1:
-		pf_fusion_shim_reset(m->vm);
-		forget_mappings(m);
+		model_empty(m);
 		break;
 	case 2:
 		remove_vm(model, i);
@@ -329,6 +364,12 @@ static void op_rare(Model *model, unsigned i, Input *in)
 	case 4:
 		model->no_memory = take(in, 2) == 1;
 		break;
+	case 5:
+		op_adopt(model, m, in);
+		break;
+	case 6:
+		op_policy(model, m, in);
+		break;
 	default:
 		op_module(model, m, in);
 	}
@@ -336,7 +377,7 @@ static void op_rare(Model *model, unsigned i, Input *in)
 
 static void one_call(Model *model, Input *in)
 {
-	unsigned op = take(in, 16), i = take(in, N_VMS);
+	unsigned op = take(in, 20), i = take(in, N_VMS);
 	ModelVm *m = &model->vms[i];
 
 	switch (op) {
@@ -372,9 +413,27 @@ static void one_call(Model *model, Input *in)
 	case 13:
 		op_bad_answer(model, m, in);
 		break;
+	case 14:
+		model_away(m);
+		break;
+	case 15:
+		op_list(model, m, in);
+		break;
+	case 16:
+		pf_fusion_free_unused(model->fusion, take(in, 256), frame_freed, model);
+		break;
 	default:
 		op_rare(model, i, in);
 	}
+}
+
+static bool model_knows_all(const Model *model, unsigned group)
+{
+	bool all = model->stores[group].first_own > 0;
+
+	for (unsigned i = 0; i < N_VMS; i++)
+		all &= model->vms[i].group != group || model->vms[i].state != SHIM_UNHEARD;
+	return all;
 }
 
 static void check_against_model(const Model *model)
@@ -392,22 +451,39 @@ static void check_against_model(const Model *model)
 		uint64_t fused = 0;
 
 		for (unsigned k = 0; k < N_GFNS; k++) {
-			if (m->mapped[k] < 0)
+			if (m->told[k] < 0)
 				continue;
 			fused++;
-			if (maps[m->group * N_FRAMES + (uint64_t)m->mapped[k]]++ > 0)
+			if (maps[m->group * N_FRAMES + (uint64_t)m->told[k]]++ > 0)
 				shared++;
 		}
 		pf_fusion_vm_stats(m->vm, &vm_stats);
 		MUST(vm_stats.fused == fused);
+		MUST(pf_fusion_knows_all(m->vm) == model_knows_all(model, m->group));
 	}
 	pf_fusion_stats(model->fusion, &stats);
 	MUST(stats.shared == shared);
+	MUST(stats.freed == model->n_freed);
 }
 
 static void count_wanted(PfFusionVm *vm, void *userdata)
 {
 	++*(unsigned *)userdata;
+}
+
+/* When nobody maps or says anything any more, nothing is left. */
+static void free_all(Model *model)
+{
+	PfFusionStats stats;
+
+	for (unsigned i = 0; i < N_VMS; i++) {
+		pf_fusion_session_started(model->vms[i].vm);
+		model_empty(&model->vms[i]);
+	}
+	MUST(pf_fusion_free_unused(model->fusion, UINT32_MAX, frame_freed, model));
+	pf_fusion_stats(model->fusion, &stats);
+	MUST(stats.frames == 0);
+	check_against_model(model);
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
@@ -416,8 +492,9 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	g_autofree Model *model = g_new0(Model, 1);
 	unsigned wanted = 0;
 
-	model->fusion = pf_fusion_new();
-	memset(model->store, -1, sizeof(model->store));
+	model->fusion = pf_fusion_new(&PF_FUSION_DEFAULTS);
+	for (unsigned i = 0; i < N_GROUPS; i++)
+		forget_store(&model->stores[i]);
 	for (unsigned i = 0; i < N_VMS; i++)
 		add_vm(model, i, i / 3);
 	while (in.size > 0) {
@@ -426,6 +503,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	}
 	pf_fusion_foreach_pending(model->fusion, count_wanted, &wanted);
 	MUST(wanted <= N_VMS);
+	free_all(model);
 	for (unsigned i = 0; i < N_VMS; i++)
 		remove_vm(model, i);
 	MUST(pf_fusion_check(model->fusion) == NULL);

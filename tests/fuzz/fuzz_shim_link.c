@@ -51,6 +51,21 @@ static void on_state(void *userdata, const PfShimState *state)
 {
 }
 
+static void on_store_returned(void *userdata, const PfShimStore *store, int fd)
+{
+	REQUIRE(fd >= 0);
+	close(fd);
+}
+
+static void on_listed(void *userdata, uint64_t id, const PfShimRun *runs, uint32_t n_runs)
+{
+	for (uint32_t i = 0; i < n_runs; i++) {
+		REQUIRE(runs[i].hva % PF_PAGE_SIZE == 0 && runs[i].n_pages > 0);
+		REQUIRE(runs[i].hva + runs[i].n_pages * PF_PAGE_SIZE >= runs[i].hva);
+		REQUIRE(runs[i].frame + runs[i].n_pages >= runs[i].frame);
+	}
+}
+
 static void on_closed(void *userdata, const char *reason)
 {
 	REQUIRE(!closed && reason[0]);
@@ -58,7 +73,17 @@ static void on_closed(void *userdata, const char *reason)
 }
 
 static const PfShimLinkEvents events = {
-	on_hello, on_ready, on_results, on_results, on_released, on_lost, on_state, on_closed};
+	.hello = on_hello,
+	.ready = on_ready,
+	.captured = on_results,
+	.fused = on_results,
+	.released = on_released,
+	.lost = on_lost,
+	.state = on_state,
+	.store_returned = on_store_returned,
+	.listed = on_listed,
+	.closed = on_closed,
+};
 
 /* An even operation is a packet as it stands; an odd one gets a right header, with the operation as
  * its type. */
@@ -91,6 +116,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	link = pf_shim_link_new(fds[0], NULL);
 	REQUIRE(link);
 	pf_shim_link_start(link, &events, NULL);
+	if (size > 0 && data[size - 1] % 8 == 0)
+		pf_shim_link_only_frozen(link);
 	while (next_record(&data, &size, &record))
 		say(fds[1], &record);
 	pf_shim_link_free(link);

@@ -13,6 +13,8 @@ VM_SHARED, VM_HINTED = "Guest/RAM/Usage/Shared", "Guest/PageFusion/Hinted"
 VM_RUNS, VM_REVOKED = "Guest/PageFusion/Runs", "Guest/PageFusion/Revoked"
 VM_FUSED = "Guest/PageFusion/Fused"
 
+THP = "all"  # breaks every huge page that has a page to fuse, so that the figures mean all that can be shared
+
 
 class Product:
     """Built programs below a build directory, run on the lab's bus and libvirt."""
@@ -33,7 +35,7 @@ class Product:
         self.log = os.path.join(directory, "pagefusiond.log")
         run_dir = os.path.join(directory, "pagefusion")
         os.makedirs(run_dir, mode=0o755)
-        self.service = spawn([self.service_path, "--run-dir", run_dir, "--shim", shim_path], self.log)
+        self.service = spawn([self.service_path, "--run-dir", run_dir, "--shim", shim_path, "--thp", THP], self.log)
 
         def answers():
             if ended(self.service):
@@ -97,6 +99,10 @@ class Samples:
             self.last = (shared, hinted)
             self.changed = now
         return values
+
+    def forget(self):
+        """What was taken so far does not count for stable()."""
+        self.last = None
 
     def stable(self, seconds):
         """Whether all VMs hinted and nothing has changed for so long."""

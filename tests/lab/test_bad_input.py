@@ -85,6 +85,9 @@ class BadInput(unittest.TestCase):
         self.assert_refusal(self.product.ctl("metrics", "query", "host", "RAM/VMM/Sharde"), "RAM/VMM/Shared")
         self.assert_refusal(self.product.ctl("modifyvm", "plain", "--pagefusion", "maybe"), "maybe")
         self.assert_refusal(self.product.ctl("modifyvm", "plain"), "--pagefusion")
+        self.assert_refusal(self.product.ctl("modifyvm", "plain", "--thp", "some"), "some", "balanced")
+        self.assert_refusal(self.product.ctl("modifyvm", "plain", "--thp", "all"), "page fusion is off",
+                            "--pagefusion on")
         self.assert_refusal(self.product.ctl("dance"), "dance")
         self.assertEqual(self.definition("plain"), before)
 
@@ -108,6 +111,27 @@ class BadInput(unittest.TestCase):
         self.assertNotIn("LD_PRELOAD", before)
         self.assertIn("LD_PRELOAD", changed)
         self.assertIn("org.pagefusion.agent.0", changed)
+
+    def info(self, name):
+        """What showvminfo says to a person."""
+        return self.product.ctl("showvminfo", name).stdout
+
+    def test_3_policy(self):
+        self.assertRegex(self.info("plain"), r"Huge pages: +all \(host\)\n")
+        self.assertEqual(self.product.ctl("modifyvm", "plain", "--thp", "preserve").returncode, 0)
+        self.assertRegex(self.info("plain"), r"Huge pages: +preserve\n")
+        text = self.definition("plain")
+        self.assertIn("preserve", text)
+        path = os.path.join(self.directory, "edited.xml")
+        with open(path, "w", encoding="utf-8") as f:
+            f.write(text.replace("preserve", "some"))
+        self.libvirt.virsh("define", path)
+        self.assert_refusal(self.product.ctl("modifyvm", "plain", "--pagefusion", "on"), "<pf:pagefusion thp>",
+                            "preserve, balanced, all or default")
+        done = self.product.ctl("modifyvm", "plain", "--pagefusion", "on", "--thp", "default")
+        self.assertEqual((done.returncode, done.stderr), (0, ""))
+        self.assertRegex(self.info("plain"), r"Huge pages: +all \(host\)\n")
+        self.assertNotIn("thp", self.definition("plain"))
 
     def test_4_no_libvirt(self):
         stop(self.libvirt.processes[-1])

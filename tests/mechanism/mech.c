@@ -133,6 +133,16 @@ void mech_block_free(uint8_t *block, size_t n_pages)
 		die("munmap");
 }
 
+bool mech_map_into_hole(uint8_t *start, size_t length)
+{
+	while (pf_core_mmap(start, length, PROT_READ | PROT_WRITE,
+		       MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE | MAP_NORESERVE, -1,
+		       0) != start)
+		if (errno != EEXIST)
+			return false;
+	return true;
+}
+
 static uint64_t word_of(uint64_t seed, size_t i)
 {
 	return seed * 0x9e3779b97f4a7c15ull + i;
@@ -207,7 +217,10 @@ uint64_t mech_store_frames(void)
 
 void mech_fuse(const void *page, PfFrame frame, uint32_t n_pages, uint8_t *results)
 {
-	PfShimRun run = {.hva = (uintptr_t)page, .frame = frame.v, .n_pages = n_pages};
+	PfShimRun run = {.hva = (uintptr_t)page,
+		.frame = frame.v,
+		.n_pages = n_pages,
+		.flags = PF_SHIM_RUN_MAY_BREAK_HUGE};
 
 	memset(results, 0xee, n_pages);
 	pf_core_fuse(&run, results);
@@ -264,6 +277,46 @@ size_t mech_n_maps(void)
 	return n;
 }
 
+size_t mech_max_maps(void)
+{
+	FILE *file = fopen("/proc/sys/vm/max_map_count", "re");
+	size_t value = 0;
+
+	if (!file || fscanf(file, "%zu", &value) != 1)
+		die("/proc/sys/vm/max_map_count");
+	fclose(file);
+	return value;
+}
+
+/* A large area whose pages alternate between two protections has a map a page; all are gone when the area is. */
+static char *filler;
+static size_t filler_pages;
+
+void mech_fill_maps(size_t left)
+{
+	size_t limit = mech_max_maps(), used = mech_n_maps(),
+	       room = limit > used ? limit - used : 0;
+
+	filler_pages = room + 64;
+	filler = mmap(NULL, filler_pages * PF_PAGE_SIZE, PROT_NONE,
+		MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	if (filler == MAP_FAILED)
+		die("mmap");
+	for (size_t i = 1, n = 1; i + 1 < filler_pages && n + left < room; i += 2, n += 2)
+		if (mprotect(filler + i * PF_PAGE_SIZE, PF_PAGE_SIZE, PROT_READ) < 0) {
+			if (errno != ENOMEM)
+				die("mprotect");
+			return;
+		}
+}
+
+void mech_free_maps(void)
+{
+	/* In one piece: an munmap that would split a map can itself be refused. */
+	if (munmap(filler, filler_pages * PF_PAGE_SIZE) < 0)
+		die("munmap");
+}
+
 /* The head line of the VMA that the address is in, and the rest of the stream is what belongs to
  * it. */
 static FILE *find_vma(const void *page, char *line, size_t size)
@@ -295,6 +348,21 @@ void mech_vm_flags(const void *page, char flags[256])
 			break;
 		}
 	fclose(smaps);
+}
+
+size_t mech_huge_kib(const void *page)
+{
+	char line[4352];
+	FILE *smaps = find_vma(page, line, sizeof(line));
+	size_t kib = 0;
+
+	if (!smaps)
+		return 0;
+	while (fgets(line, sizeof(line), smaps))
+		if (sscanf(line, "AnonHugePages: %zu kB", &kib) == 1)
+			break;
+	fclose(smaps);
+	return kib;
 }
 
 bool mech_in_file_vma(const void *page)

@@ -21,6 +21,12 @@ void mech_start(void);
 uint8_t *mech_block(size_t n_pages);
 void mech_block_free(uint8_t *block, size_t n_pages);
 
+/*
+ * Private memory at an address where a moment ago something else was unmapped; waits while the kernel has given the
+ * hole to somebody else, as a core at work may be. false: errno says why.
+ */
+bool mech_map_into_hole(uint8_t *start, size_t length);
+
 /* Page contents that tell one seed from another in every word. */
 void mech_fill(void *page, uint64_t seed);
 bool mech_holds(const void *page, uint64_t seed);
@@ -38,7 +44,7 @@ uint64_t mech_store_frames(void);
 /* A new descriptor of the same store, as a service hands it out. */
 int mech_store_fd(void);
 
-/* Fuses one run, results as pf_core_fuse() gives them. */
+/* Fuses one run, huge pages or not; results as pf_core_fuse() gives them. */
 void mech_fuse(const void *page, PfFrame frame, uint32_t n_pages, uint8_t *results);
 /* Fuses one page. */
 PfShimResult mech_fuse_page(const void *page, PfFrame frame);
@@ -55,6 +61,19 @@ size_t mech_n_maps(void);
 void mech_vm_flags(const void *page, char flags[256]);
 /* Whether the VMA that the address is in maps a file. */
 bool mech_in_file_vma(const void *page);
+
+/* KiB of transparent huge pages in the VMA that the address is in. */
+size_t mech_huge_kib(const void *page);
+
+/* vm.max_map_count. */
+size_t mech_max_maps(void);
+
+/*
+ * Uses up the process's maps until no more than `left` are left, or, when it is 0, until the kernel refuses. Nobody
+ * must need memory from mmap() before they are given back.
+ */
+void mech_fill_maps(size_t left);
+void mech_free_maps(void);
 
 /* Waits until the core has reported the page at hva lost (at most 10 s); false: it never did. */
 bool mech_wait_lost(const void *page, PfShimLost *lost);

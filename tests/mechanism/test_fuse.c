@@ -271,6 +271,86 @@ static void test_huge_page_is_split(void **state)
 	mech_block_free(block, PAGES);
 }
 
+static PfShimRun run_of(const uint8_t *page, PfFrame frame, uint32_t n_pages)
+{
+	return (PfShimRun){.hva = (uintptr_t)page, .frame = frame.v, .n_pages = n_pages};
+}
+
+/* Without leave to break it a huge page is left alone, and what lies beside it is fused. */
+static void test_huge_page_is_preserved(void **state)
+{
+	enum { PAGES = 1024, HUGE = 512 };
+	uint8_t *block = mech_block(PAGES), *small = page_of(block, HUGE), results[4];
+	PfFrame frame = publish_run(2000 + HUGE - 2, 4);
+	PfShimRun run = run_of(small - 2 * PF_PAGE_SIZE, frame, 4);
+
+	/* Behind the core's back, or it would make two blocks of it. */
+	assert_int_equal(madvise(small, (PAGES - HUGE) * PF_PAGE_SIZE, MADV_NOHUGEPAGE), 0);
+	fill_block(block, PAGES, 2000);
+	if (mech_huge_kib(block) != 2048) {
+		print_message("the kernel gives no huge page here\n");
+		mech_block_free(block, PAGES);
+		skip();
+	}
+	/* Over its end. */
+	pf_core_fuse(&run, results);
+	for (size_t i = 0; i < 4; i++) {
+		assert_int_equal(results[i], i < 2 ? PF_SHIM_HUGE : PF_SHIM_DONE);
+		assert_int_equal(mech_is_file_page(small + (i - 2) * PF_PAGE_SIZE), i >= 2);
+	}
+	assert_int_equal(mech_huge_kib(block), 2048);
+	run = run_of(page_of(block, 100), frame, 4);
+	pf_core_fuse(&run, results);
+	for (size_t i = 0; i < 4; i++)
+		assert_int_equal(results[i], PF_SHIM_HUGE);
+	assert_int_equal(mech_huge_kib(block), 2048);
+	/* With leave it is broken, and what was in it is small from then on. */
+	mech_fuse(small - 2 * PF_PAGE_SIZE, frame, 1, results);
+	assert_int_equal(results[0], PF_SHIM_DONE);
+	run = run_of(small - PF_PAGE_SIZE, (PfFrame){frame.v + 1}, 1);
+	pf_core_fuse(&run, results);
+	assert_int_equal(results[0], PF_SHIM_DONE);
+	for (size_t i = 0; i < PAGES; i++)
+		assert_true(mech_holds(page_of(block, i), 2000 + i));
+	mech_block_free(block, PAGES);
+	mech_drop_lost();
+}
+
+/* A list of a block that is too large to be looked at in one turn. */
+static void test_list_of_a_large_block(void **state)
+{
+	enum { PAGES = 40000 };
+	static const size_t at[] = {0, 16383, 16384, 20000, 32767, 39998};
+	uint8_t *block = mech_block(PAGES);
+	uint64_t cursor = 0;
+	PfShimRun runs[4];
+	size_t found = 0;
+
+	assert_int_equal(pf_core_madvise(block, PAGES * PF_PAGE_SIZE, MADV_NOHUGEPAGE), 0);
+	for (size_t i = 0; i < 6; i++) {
+		mech_fill(page_of(block, at[i]), 3000 + i);
+		mech_fill(page_of(block, at[i] + 1), 3100 + i);
+	}
+	for (size_t i = 0; i < 6; i++) {
+		mech_skip_frames(1);
+		assert_int_equal(
+			mech_fuse_page(page_of(block, at[i]), mech_publish(page_of(block, at[i]))),
+			PF_SHIM_DONE);
+	}
+	while (cursor != UINT64_MAX) {
+		size_t n = pf_core_list(&cursor, runs, 4);
+
+		for (size_t i = 0; i < n; i++, found++) {
+			assert_int_equal(runs[i].hva, (uintptr_t)page_of(block, at[found]));
+			assert_int_equal(runs[i].n_pages, 1);
+			assert_int_equal(runs[i].flags, 0);
+		}
+	}
+	assert_int_equal(found, 6);
+	mech_block_free(block, PAGES);
+	mech_drop_lost();
+}
+
 static void test_list(void **state)
 {
 	uint8_t *block = mech_block(N), results[4];
@@ -387,10 +467,13 @@ int main(void)
 		cmocka_unit_test(test_bad_frame),
 		cmocka_unit_test(test_absurd_orders),
 		cmocka_unit_test(test_huge_page_is_split),
+		cmocka_unit_test(test_huge_page_is_preserved),
 		cmocka_unit_test(test_list),
+
 		cmocka_unit_test(test_capture),
 		cmocka_unit_test(test_store_must_be_read_only_and_sealed),
 		cmocka_unit_test(test_blocks),
+		cmocka_unit_test(test_list_of_a_large_block),
 	};
 
 	mech_start();

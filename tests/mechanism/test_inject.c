@@ -1,15 +1,17 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * Faults of the kernel: each call that a scenario makes (fuse, write, discard, release, fuse again, write, unmap) is
- * made to fail in turn, once and three times in a row, in a process of its own. Whatever fails, every byte must be
- * right, nobody may hang and no signal may come. A call that replaces a mapping is also made to fail as Linux before
- * 6.12 does, after it has taken away what was there.
+ * Faults of the kernel: each call that a scenario makes (fuse, write, discard, release, fuse again, write, unmap; or
+ * fuse, step aside, come back) is made to fail in turn, once and three times in a row, in a process of its own. Whatever
+ * fails, every byte must be right, nobody may hang and no signal may come. A call that replaces a mapping is also made
+ * to fail as Linux before 6.12 does, after it has taken away what was there.
  *
  * The calls are wrapped by the linker (--wrap), so this is the code that runs in QEMU.
  */
 #include "host-service/shim/kernel.h"
 #include "tests/mechanism/mech.h"
 #include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdatomic.h>
@@ -35,6 +37,7 @@ typedef struct Fault {
 	int first; /* the number of the call that fails first */
 	int times; /* and how many after it */
 	int error;
+	unsigned long request; /* not 0: only this ioctl */
 	bool destroys; /* what was mapped at the target of MAP_FIXED is gone when it fails */
 } Fault;
 
@@ -61,8 +64,11 @@ int __wrap_ioctl(int fd, unsigned long request, void *argument)
 {
 	bool ours = request == UFFDIO_REGISTER || request == UFFDIO_UNREGISTER ||
 		    request == UFFDIO_MOVE || request == UFFDIO_COPY ||
-		    request == UFFDIO_WRITEPROTECT || request == UFFDIO_ZEROPAGE;
+		    request == UFFDIO_WRITEPROTECT || request == UFFDIO_ZEROPAGE ||
+		    request == PAGEMAP_SCAN;
 
+	if (fault.request && request != fault.request)
+		ours = false;
 	if (!ours || !fails(CALL_IOCTL))
 		return __real_ioctl(fd, request, argument);
 	if (request == UFFDIO_MOVE)
@@ -166,6 +172,21 @@ static void fuse_all(PfFrame first)
 	free_lost_frames();
 }
 
+/* Whether another userfaultfd can have all of the block. */
+static bool foreign_registers(void)
+{
+	struct uffdio_api api = {.api = UFFD_API};
+	int device = open("/dev/userfaultfd", O_RDWR | O_CLOEXEC);
+	int fd = pf_uffd_new(device, O_CLOEXEC | O_NONBLOCK);
+	bool good =
+		ioctl(fd, UFFDIO_API, &api) == 0 &&
+		pf_uffd_register(fd, block, N * PF_PAGE_SIZE, UFFDIO_REGISTER_MODE_MISSING) == 0;
+
+	close(fd);
+	close(device);
+	return good;
+}
+
 static void expect_discarded(size_t from, size_t n, int step)
 {
 	/* A discard may fail, then nothing is promised; when it says that it did, the pages are zeros. */
@@ -209,6 +230,62 @@ static void scenario(void)
 	_exit(atomic_load(&n_calls) > fault.first ? 0 : EXIT_UNTOUCHED);
 }
 
+/* Fuses as a service does that leaves huge pages alone; what became of each page. */
+static void fuse_small(PfFrame first, uint8_t results[N_FUSED])
+{
+	PfShimRun run = {.hva = (uintptr_t)block, .frame = first.v, .n_pages = N_FUSED};
+
+	pf_core_fuse(&run, results);
+	for (size_t i = 0; i < N_FUSED; i++)
+		if (results[i] != PF_SHIM_DONE)
+			mech_punch((PfFrame){first.v + i});
+	free_lost_frames();
+}
+
+static void expect_all(const uint8_t results[N_FUSED], PfShimResult result, int step)
+{
+	for (size_t i = 0; i < N_FUSED; i++)
+		expect(results[i] == result, step);
+}
+
+/* QEMU makes a userfaultfd, and closes it. */
+static void step_aside(void)
+{
+	PfFrame first = prepare();
+	uint8_t results[N_FUSED];
+	PfShimState state;
+
+	alarm(HANG_SECONDS);
+	atomic_store(&armed, true);
+	fuse_small(first, results);
+	*(volatile uint8_t *)page_of(1) ^= 0;
+	pf_core_step_aside();
+	free_lost_frames();
+	expect_seeds(0, N, 0, 21);
+	pf_core_state(&state, false);
+	/* What cannot be parted from its frame has stopped the core, and says so. */
+	expect(state.aside == 1 && (state.fused_pages == 0 || state.stopped), 22);
+	fuse_small(publish_frames(), results);
+	pf_core_state(&state, false);
+	expect_all(results, state.stopped ? PF_SHIM_STOPPED : PF_SHIM_ASIDE, 23);
+	for (size_t i = 0; i < N; i++)
+		mech_fill(page_of(i), 800 + i);
+	pf_core_come_back();
+	atomic_store(&armed, false);
+	expect_seeds(0, N, 800, 24);
+	for (size_t i = 0; i < N; i++)
+		mech_fill(page_of(i), i);
+	fuse_small(publish_frames(), results);
+	expect_seeds(0, N, 0, 25);
+	/* Once nothing fails any more QEMU gets its RAM, whatever was left behind before. */
+	pf_core_step_aside();
+	free_lost_frames();
+	expect_seeds(0, N, 0, 26);
+	expect(foreign_registers(), 27);
+	expect(pf_core_munmap(block, N * PF_PAGE_SIZE) == 0, 28);
+	_exit(atomic_load(&n_calls) > fault.first ? 0 : EXIT_UNTOUCHED);
+}
+
 static int run(void (*what)(void))
 {
 	pid_t child = fork();
@@ -237,14 +314,14 @@ static int run(void (*what)(void))
 }
 
 /* Every call of a kind fails in turn, until the scenario has no such call. */
-static void fail_each(int call, int error, bool destroys, int at_least)
+static void fail_each(void (*what)(void), int call, int error, bool destroys, int at_least)
 {
 	for (int times = 1; times <= 3; times += 2) {
 		int n = 0, status;
 
 		for (;; n++) {
-			fault = (Fault){call, n, times, error, destroys};
-			status = run(scenario);
+			fault = (Fault){call, n, times, error, 0, destroys};
+			status = run(what);
 			if (status == EXIT_UNTOUCHED)
 				break;
 			assert_int_equal(status, 0);
@@ -255,19 +332,93 @@ static void fail_each(int call, int error, bool destroys, int at_least)
 
 static void test_ioctls(void **unused)
 {
-	fail_each(CALL_IOCTL, ENOMEM, false, 20);
-	fail_each(CALL_IOCTL, EAGAIN, false, 20);
-	fail_each(CALL_IOCTL, EBUSY, false, 20);
+	fail_each(scenario, CALL_IOCTL, ENOMEM, false, 20);
+	fail_each(scenario, CALL_IOCTL, EAGAIN, false, 20);
+	fail_each(scenario, CALL_IOCTL, EBUSY, false, 20);
 }
 
 static void test_mappings(void **unused)
 {
-	fail_each(CALL_MAPPING, ENOMEM, false, 20);
+	fail_each(scenario, CALL_MAPPING, ENOMEM, false, 20);
 }
 
 static void test_mappings_that_were_taken_away(void **unused)
 {
-	fail_each(CALL_MAPPING, ENOMEM, true, 20);
+	fail_each(scenario, CALL_MAPPING, ENOMEM, true, 20);
+}
+
+static void test_step_aside(void **unused)
+{
+	fail_each(step_aside, CALL_IOCTL, ENOMEM, false, 20);
+	fail_each(step_aside, CALL_IOCTL, EAGAIN, false, 20);
+	fail_each(step_aside, CALL_IOCTL, EBUSY, false, 20);
+	fail_each(step_aside, CALL_MAPPING, ENOMEM, false, 10);
+	fail_each(step_aside, CALL_MAPPING, ENOMEM, true, 10);
+}
+
+/* The kernel asks to try again, and again: the page is busy, and its guest goes on. */
+static void never_moved(void)
+{
+	PfFrame first = prepare();
+	uint8_t results[N_FUSED];
+	PfShimState state;
+
+	alarm(HANG_SECONDS);
+	atomic_store(&armed, true);
+	fuse_small(first, results);
+	atomic_store(&armed, false);
+	expect_all(results, PF_SHIM_BUSY, 31);
+	expect_seeds(0, N, 0, 32);
+	pf_core_state(&state, false);
+	expect(state.busy_pages == N_FUSED && state.stopped == 0, 33);
+	for (size_t i = 0; i < N; i++)
+		mech_fill(page_of(i), 900 + i);
+	expect_seeds(0, N, 900, 34);
+}
+
+/* Nor can any registration be taken off: QEMU is refused then, and does not hang either. */
+static void never_unregistered(void)
+{
+	uint8_t results[N_FUSED];
+
+	fuse_small(prepare(), results);
+	alarm(HANG_SECONDS);
+	atomic_store(&armed, true);
+	pf_core_step_aside();
+	atomic_store(&armed, false);
+	expect_seeds(0, N, 0, 41);
+	pf_core_come_back();
+	pf_core_step_aside();
+	expect(foreign_registers(), 42);
+}
+
+static void test_for_ever(void **unused)
+{
+	fault = (Fault){CALL_IOCTL, 0, INT_MAX, EAGAIN, UFFDIO_MOVE, false};
+	assert_int_equal(run(never_moved), 0);
+	fault = (Fault){CALL_IOCTL, 0, INT_MAX, ENOMEM, UFFDIO_UNREGISTER, false};
+	assert_int_equal(run(never_unregistered), 0);
+	fault = (Fault){CALL_IOCTL, 0, INT_MAX, EINVAL, UFFDIO_UNREGISTER, false};
+	assert_int_equal(run(never_unregistered), 0);
+}
+
+/* A kernel before 6.7 cannot tell which pages are huge: then none is. */
+static void cannot_tell_huge(void)
+{
+	uint8_t results[N_FUSED];
+
+	prepare();
+	atomic_store(&armed, true);
+	fuse_small(publish_frames(), results);
+	for (size_t i = 0; i < N_FUSED; i++)
+		expect(results[i] == (i == DIFFERENT ? PF_SHIM_DIFFERENT : PF_SHIM_DONE), 51);
+	expect(atomic_load(&n_calls) > 0, 52);
+}
+
+static void test_cannot_tell_huge(void **unused)
+{
+	fault = (Fault){CALL_IOCTL, 0, INT_MAX, ENOTTY, PAGEMAP_SCAN, false};
+	assert_int_equal(run(cannot_tell_huge), 0);
 }
 
 /* A frame that the service's descriptor does not give any more: the kernel can still copy it where it is mapped. */
@@ -385,6 +536,9 @@ int main(void)
 		cmocka_unit_test(test_ioctls),
 		cmocka_unit_test(test_mappings),
 		cmocka_unit_test(test_mappings_that_were_taken_away),
+		cmocka_unit_test(test_step_aside),
+		cmocka_unit_test(test_for_ever),
+		cmocka_unit_test(test_cannot_tell_huge),
 		cmocka_unit_test(test_broken_frames),
 		cmocka_unit_test(test_refused_mapping),
 		cmocka_unit_test(test_full_of_blocks),

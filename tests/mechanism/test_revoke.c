@@ -174,9 +174,8 @@ static void test_vma_flags(void **state)
 	check_flags(100, 8, false);
 }
 
-static void test_maps_come_back(void **state)
+static void check_maps_come_back(uint8_t *block)
 {
-	uint8_t *block = mech_block(N);
 	size_t before, fused, after;
 	PfShimLost lost;
 
@@ -201,6 +200,34 @@ static void test_maps_come_back(void **state)
 	}
 	mech_block_free(block, N);
 	mech_drop_lost();
+}
+
+static void test_maps_come_back(void **state)
+{
+	check_maps_come_back(mech_block(N));
+}
+
+/* The kernel puts new mappings into the hole beside guest RAM, and could take them for a part of it. */
+static void test_hole_beside_the_block(void **state)
+{
+	uint8_t *block = mech_block(N), *fillers[1024], *hole = NULL;
+	size_t n = 0;
+
+	/* Holes above it are taken first. */
+	while (n < 1024 && hole != block - PF_PAGE_SIZE) {
+		hole = mmap(NULL, PF_PAGE_SIZE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+		assert_true(hole != MAP_FAILED);
+		fillers[n++] = hole;
+	}
+	if (hole == block - PF_PAGE_SIZE) {
+		munmap(fillers[--n], PF_PAGE_SIZE);
+		check_maps_come_back(block);
+	} else {
+		print_message("there is no hole beside the block\n");
+		mech_block_free(block, N);
+	}
+	while (n > 0)
+		munmap(fillers[--n], PF_PAGE_SIZE);
 }
 
 static void test_runs_from_the_edge(void **state)
@@ -255,6 +282,7 @@ int main(void)
 		cmocka_unit_test(test_middle_of_a_run),
 		cmocka_unit_test(test_vma_flags),
 		cmocka_unit_test(test_maps_come_back),
+		cmocka_unit_test(test_hole_beside_the_block),
 		cmocka_unit_test(test_runs_from_the_edge),
 		cmocka_unit_test(test_written_by_a_system_call),
 	};

@@ -50,7 +50,7 @@ static void start_process(Lab *lab, int broker_fd)
 	assert_true(lab->daemon >= 0);
 	if (lab->daemon == 0) {
 		execl(PF_TEST_PAGEFUSIOND, "pagefusiond", "--broker-fd", fd, "--no-bus",
-			"--run-dir", lab->dir, NULL);
+			"--run-dir", lab->dir, "--thp", "all", NULL);
 		_exit(127);
 	}
 	close(broker_fd);
@@ -58,7 +58,8 @@ static void start_process(Lab *lab, int broker_fd)
 
 static void start_service(Lab *lab)
 {
-	PfServiceConfig config = {.shim_socket = lab->socket};
+	PfServiceConfig config = {
+		.shim_socket = lab->socket, .thp = PF_THP_ALL, .fusion = PF_FUSION_DEFAULTS};
 	g_autoptr(GError) error = NULL;
 	int fd;
 
@@ -134,6 +135,11 @@ PfService *lab_service(Lab *lab)
 	return lab->service;
 }
 
+const char *lab_dir(const Lab *lab)
+{
+	return lab->dir;
+}
+
 const char *lab_shim_socket(const Lab *lab)
 {
 	return lab->socket;
@@ -141,7 +147,6 @@ const char *lab_shim_socket(const Lab *lab)
 
 void lab_kill_service(Lab *lab)
 {
-	assert_true(lab->own_process);
 	stop_service(lab);
 }
 
@@ -153,7 +158,8 @@ void lab_restart_service(Lab *lab)
 			lab_announce(&lab->vms[i]);
 }
 
-__attribute__((noreturn)) static void become_vm(const Lab *lab, const LabVm *vm, int in, int out)
+__attribute__((noreturn)) static void become(
+	const Lab *lab, const char *const argv[], int in, int out)
 {
 	if (dup2(in, STDIN_FILENO) < 0 || dup2(out, STDOUT_FILENO) < 0 || setgroups(0, NULL) < 0 ||
 		setresgid(NOBODY, NOBODY, NOBODY) < 0 || setresuid(NOBODY, NOBODY, NOBODY) < 0)
@@ -163,8 +169,18 @@ __attribute__((noreturn)) static void become_vm(const Lab *lab, const LabVm *vm,
 #ifdef __SANITIZE_ADDRESS__
 	setenv("ASAN_OPTIONS", "verify_asan_link_order=0", 1);
 #endif
-	execl(PF_TEST_TOY_VMM, "toy_vmm", vm->channel, NULL);
+	execvp(argv[0], (char *const *)argv);
 	_exit(127);
+}
+
+pid_t lab_spawn(const Lab *lab, const char *const argv[], int in, int out)
+{
+	pid_t pid = fork();
+
+	assert_true(pid >= 0);
+	if (pid == 0)
+		become(lab, argv, in, out);
+	return pid;
 }
 
 static void read_line(LabVm *vm, char *line, size_t size)
@@ -224,12 +240,10 @@ void lab_ok(LabVm *vm, const char *format, ...)
 		fail_msg("%s: \"%s\" gave \"%s\"", vm->name, format, answer);
 }
 
-LabVm *lab_start_vm(Lab *lab, const char *name, const char *group)
+static LabVm *add_vm(Lab *lab, const char *name, const char *group)
 {
 	LabVm *vm = &lab->vms[lab->n_vms++];
 	g_autofree char *channel = g_strdup_printf("%s/%s.sock", lab->dir, name);
-	char line[64], path[64];
-	int to[2], from[2];
 
 	assert_true(lab->n_vms <= LAB_MAX_VMS);
 	vm->lab = lab;
@@ -237,12 +251,39 @@ LabVm *lab_start_vm(Lab *lab, const char *name, const char *group)
 	g_strlcpy(vm->group, group, sizeof(vm->group));
 	snprintf(vm->uuid, sizeof(vm->uuid), "00000000-0000-4000-8000-%012u", lab->n_vms);
 	g_strlcpy(vm->channel, channel, sizeof(vm->channel));
+	vm->to = vm->from = vm->pagemap = -1;
+	return vm;
+}
+
+static void open_pagemap(LabVm *vm)
+{
+	char path[64];
+
+	snprintf(path, sizeof(path), "/proc/%d/pagemap", vm->pid);
+	vm->pagemap = open(path, O_RDONLY | O_CLOEXEC);
+	assert_true(vm->pagemap >= 0);
+}
+
+LabVm *lab_adopt_vm(Lab *lab, const char *name, const char *group, pid_t pid, uint64_t ram)
+{
+	LabVm *vm = add_vm(lab, name, group);
+
+	vm->pid = pid;
+	vm->blocks[0] = ram;
+	open_pagemap(vm);
+	return vm;
+}
+
+LabVm *lab_start_vm(Lab *lab, const char *name, const char *group)
+{
+	LabVm *vm = add_vm(lab, name, group);
+	const char *argv[] = {PF_TEST_TOY_VMM, vm->channel, NULL};
+	char line[64];
+	int to[2], from[2];
+
 	assert_int_equal(pipe2(to, O_CLOEXEC), 0);
 	assert_int_equal(pipe2(from, O_CLOEXEC), 0);
-	vm->pid = fork();
-	assert_true(vm->pid >= 0);
-	if (vm->pid == 0)
-		become_vm(lab, vm, to[0], from[1]);
+	vm->pid = lab_spawn(lab, argv, to[0], from[1]);
 	close(to[0]);
 	close(from[1]);
 	vm->to = to[1];
@@ -252,13 +293,16 @@ LabVm *lab_start_vm(Lab *lab, const char *name, const char *group)
 	assert_int_equal(sscanf(lab_command(vm, "where"), "%" SCNu64 " %" SCNu64, &vm->blocks[0],
 				 &vm->blocks[1]),
 		2);
-	snprintf(path, sizeof(path), "/proc/%d/pagemap", vm->pid);
-	vm->pagemap = open(path, O_RDONLY | O_CLOEXEC);
-	assert_true(vm->pagemap >= 0);
+	open_pagemap(vm);
 	return vm;
 }
 
 void lab_announce(LabVm *vm)
+{
+	lab_announce_refused(vm, "");
+}
+
+void lab_announce_refused(LabVm *vm, const char *refusal)
 {
 	PfDomain domain = {.state = "running",
 		.enabled = TRUE,
@@ -272,6 +316,7 @@ void lab_announce(LabVm *vm)
 	g_strlcpy(domain.name, vm->name, sizeof(domain.name));
 	g_strlcpy(domain.group, vm->group, sizeof(domain.group));
 	g_strlcpy(domain.channel, vm->channel, sizeof(domain.channel));
+	g_strlcpy(domain.refusal, refusal, sizeof(domain.refusal));
 	toy_broker_set_domain(vm->lab->broker, &domain);
 	toy_broker_set_memory(vm->lab->broker, vm->uuid, ranges, 2);
 }

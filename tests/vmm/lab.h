@@ -32,16 +32,24 @@ void lab_free(Lab *lab);
 
 PfService *lab_service(Lab *lab); /* in this process only */
 const char *lab_shim_socket(const Lab *lab);
+const char *lab_dir(const Lab *lab); /* everybody may write there; its files go with the lab */
 
-/* The service's process: kill -9, and a new one that knows the same VMs. */
+/* The service's process: kill -9; in this process: an orderly end. Then a new one that knows the same VMs. */
 void lab_kill_service(Lab *lab);
 void lab_restart_service(Lab *lab);
 
 /* A process; the service does not know that it is a VM before lab_announce(). */
 LabVm *lab_start_vm(Lab *lab, const char *name, const char *group);
 void lab_announce(LabVm *vm);
+/* The same, but the VM is refused for this reason; empty: it is not. */
+void lab_announce_refused(LabVm *vm, const char *refusal);
 /* As QEMU ends: by itself, or killed. The service hears that the domain is gone. */
 void lab_end_vm(LabVm *vm, bool killed);
+
+/* A program, searched for in PATH, as QEMU is started: not as root, with the shim. */
+pid_t lab_spawn(const Lab *lab, const char *const argv[], int in, int out);
+/* A VM that is no toy and obeys no commands: its RAM begins at that address. It ends with the lab. */
+LabVm *lab_adopt_vm(Lab *lab, const char *name, const char *group, pid_t pid, uint64_t ram);
 
 /* One line to the VM, one line back (valid until the next command). */
 const char *lab_command(LabVm *vm, const char *format, ...) __attribute__((format(printf, 2, 3)));

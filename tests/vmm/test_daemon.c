@@ -55,7 +55,7 @@ static int tear_down(void **state)
 	return 0;
 }
 
-static Daemon start(const Rig *rig, const char *uri)
+static Daemon start_with_policy(const Rig *rig, const char *uri, const char *thp)
 {
 	Daemon daemon;
 	int log[2];
@@ -69,12 +69,17 @@ static Daemon start(const Rig *rig, const char *uri)
 		close(log[0]);
 		close(log[1]);
 		execl(PF_TEST_PAGEFUSIOND, "pagefusiond", "--no-bus", "--connect", uri, "--run-dir",
-			rig->dir, NULL);
+			rig->dir, "--thp", thp, NULL);
 		_exit(127);
 	}
 	close(log[1]);
 	daemon.log = log[0];
 	return daemon;
+}
+
+static Daemon start(const Rig *rig, const char *uri)
+{
+	return start_with_policy(rig, uri, "balanced");
 }
 
 static bool accepts_shims(const Rig *rig)
@@ -210,6 +215,19 @@ static void test_ignores_broken_pipes(void **state)
 	assert_int_equal(end_of(&daemon, log, sizeof log), 0);
 }
 
+static void test_wrong_policy(void **state)
+{
+	static const char *const wrong[] = {"some", "default", ""};
+	char log[4096];
+
+	for (size_t i = 0; i < G_N_ELEMENTS(wrong); i++) {
+		Daemon daemon = start_with_policy(*state, "test:///default", wrong[i]);
+
+		assert_int_equal(end_of(&daemon, log, sizeof log), 2);
+		assert_non_null(strstr(log, "give it preserve, balanced or all"));
+	}
+}
+
 int main(void)
 {
 #define TEST(test) cmocka_unit_test_setup_teardown(test, set_up, tear_down)
@@ -218,6 +236,7 @@ int main(void)
 		TEST(test_ends_while_libvirt_hangs),
 		TEST(test_wake_ups_are_its_own),
 		TEST(test_ignores_broken_pipes),
+		TEST(test_wrong_policy),
 	};
 #undef TEST
 

@@ -400,15 +400,32 @@ static bool are_fused(void *userdata)
 	       lab_file_pfn(wanted->a, FIRST) == lab_file_pfn(wanted->b, FIRST);
 }
 
+static void keep_frames(LabVm *vm, uint64_t pfns[N])
+{
+	for (unsigned i = 0; i < N; i++)
+		pfns[i] = lab_file_pfn(vm, FIRST + i);
+}
+
+static unsigned count_kept(LabVm *vm, const uint64_t pfns[N])
+{
+	unsigned n = 0;
+
+	for (unsigned i = 0; i < N; i++)
+		n += pfns[i] != 0 && lab_file_pfn(vm, FIRST + i) == pfns[i];
+	return n;
+}
+
 static void test_service_is_killed(void **state)
 {
 	Lab *lab = *state;
 	LabVm *a = start(lab, "a", "default"), *b = start(lab, "b", "default");
 	Wanted wanted = {.lab = lab, .a = a, .b = b, .shared = N};
+	uint64_t pfns[N];
 
 	report(a);
 	report(b);
 	assert_true(lab_wait(lab, are_fused, &wanted));
+	keep_frames(b, pfns);
 	lab_kill_service(lab);
 	/* They go on: bytes are right, and a write is a revoke as ever. */
 	assert_int_equal(lab_count_file_pages(a), N);
@@ -421,6 +438,7 @@ static void test_service_is_killed(void **state)
 	lab_ok(b, "check %u %u %u", FIRST, N, SEED);
 	assert_int_equal(lab_count_file_pages(b), N);
 
+	/* The next one takes over what there is, and a page that comes back gets the frame that it had. */
 	lab_restart_service(lab);
 	lab_ok(a, "fill %u 2 %u", FIRST + 7, SEED + 7);
 	lab_wait_for_session(a);
@@ -429,8 +447,157 @@ static void test_service_is_killed(void **state)
 	report(b);
 	assert_true(lab_wait(lab, are_fused, &wanted));
 	expect_same_frames(a, b, true);
+	assert_int_equal(count_kept(b, pfns), N);
 	lab_ok(a, "check %u %u %u", FIRST, N, SEED);
 	lab_ok(b, "check %u %u %u", FIRST, N, SEED);
+}
+
+/* Frames by the kernel's count, without the store's label. */
+static uint64_t frames_in_memory(Lab *lab)
+{
+	PfHostView view;
+
+	pf_service_host_view(lab_service(lab), &view);
+	return view.store_allocated_kib / (PF_PAGE_SIZE / 1024) - 1;
+}
+
+static bool has_frames(void *userdata)
+{
+	Wanted *wanted = userdata;
+
+	return frames_in_memory(wanted->lab) == wanted->shared &&
+	       host_stats(wanted->lab).frames == wanted->shared;
+}
+
+static void wait_for_frames(Lab *lab, uint64_t n)
+{
+	Wanted wanted = {.lab = lab, .shared = n};
+
+	if (!lab_wait(lab, has_frames, &wanted))
+		fail_msg("%" G_GUINT64_FORMAT " frames, %" G_GUINT64_FORMAT
+			 " in memory, and not %" G_GUINT64_FORMAT,
+			(guint64)host_stats(lab).frames, (guint64)frames_in_memory(lab),
+			(guint64)n);
+}
+
+/* Nobody says again what it holds: what is known then, the shims have said. */
+static void test_next_service_knows_what_is_shared(void **state)
+{
+	Lab *lab = *state;
+	LabVm *a = start(lab, "a", "default"), *b = start(lab, "b", "default"),
+	      *c = start(lab, "c", "default");
+	uint64_t pfns[N];
+
+	report(a);
+	report(b);
+	report(c);
+	wait_for_shared(lab, 2 * N);
+	keep_frames(a, pfns);
+	lab_kill_service(lab);
+	lab_ok(a, "write %u 0 1", FIRST);
+	lab_ok(b, "write %u 0 1", FIRST);
+	lab_ok(c, "write %u 0 1", FIRST);
+	lab_ok(c, "discard %u 10", FIRST + 10);
+	lab_restart_service(lab);
+	wait_for_shared(lab, 2 * (N - 1) - 10);
+	assert_int_equal(count_kept(a, pfns), N - 1);
+	assert_int_equal(vm_view(a).stats.fused, N - 1);
+	assert_int_equal(vm_view(a).stats.hinted, 0);
+	assert_int_equal(vm_view(c).stats.fused, N - 11);
+	/* The first frame is nobody's now, and its memory goes back to the host. */
+	wait_for_frames(lab, N - 1);
+	lab_ok(a, "write %u 0 1", FIRST + 1);
+	wait_for_shared(lab, 2 * (N - 1) - 11);
+	assert_int_equal(host_stats(lab).revoked, 1);
+	lab_ok(a, "check %u %u %u", FIRST + 2, N - 2, SEED + 2);
+	lab_ok(b, "check %u %u %u", FIRST + 1, N - 1, SEED + 1);
+}
+
+/* A VM that the first service did not know shares with those that it did. */
+static void test_next_service_goes_on_with_the_store(void **state)
+{
+	Lab *lab = *state;
+	LabVm *a = start(lab, "a", "default"), *b = start(lab, "b", "default"), *c;
+
+	report(a);
+	report(b);
+	wait_for_shared(lab, N);
+	lab_kill_service(lab);
+	lab_restart_service(lab);
+	wait_for_shared(lab, N);
+	c = start(lab, "c", "default");
+	report(c);
+	wait_for_shared(lab, 2 * N);
+	expect_same_frames(a, c, true);
+	/* And new frames find their place in it. */
+	lab_ok(a, "fill 600 16 42");
+	lab_ok(c, "fill 600 16 42");
+	lab_wait_for_session(a);
+	lab_ok(a, "module 5 more 16");
+	lab_ok(c, "module 5 more 16");
+	lab_ok(a, "hint 5 0 600 16");
+	lab_ok(c, "hint 5 0 600 16");
+	wait_for_shared(lab, 2 * N + 16);
+	wait_for_frames(lab, N + 16);
+	lab_ok(a, "check %u %u %u", FIRST, N, SEED);
+	lab_ok(a, "check 600 16 42");
+	lab_ok(c, "check 600 16 42");
+}
+
+static void test_frames_are_freed(void **state)
+{
+	Lab *lab = *state;
+	LabVm *a = start(lab, "a", "default"), *b = start(lab, "b", "default");
+
+	report(a);
+	report(b);
+	wait_for_shared(lab, N);
+	wait_for_frames(lab, N);
+	lab_ok(a, "fill %u %u 1", FIRST, N / 2);
+	wait_for_shared(lab, N / 2);
+	wait_for_frames(lab, N);
+	lab_ok(b, "discard %u %u", FIRST, N);
+	wait_for_frames(lab, N / 2);
+	assert_int_equal(host_stats(lab).freed, N / 2);
+	lab_ok(a, "check %u %u %u", FIRST + N / 2, N / 2, SEED + N / 2);
+	/* What comes anew is fused anew. */
+	lab_ok(a, "fill %u %u %u", FIRST, N, SEED);
+	lab_ok(b, "fill %u %u %u", FIRST, N, SEED);
+	lab_ok(a, "module 2 again %u", N);
+	lab_ok(b, "module 2 again %u", N);
+	lab_ok(a, "hint 2 0 %u %u", FIRST, N);
+	lab_ok(b, "hint 2 0 %u %u", FIRST, N);
+	wait_for_shared(lab, N);
+	expect_same_frames(a, b, true);
+	lab_ok(a, "check %u %u %u", FIRST, N, SEED);
+	lab_ok(b, "check %u %u %u", FIRST, N, SEED);
+}
+
+static bool shares_nothing(void *userdata)
+{
+	Wanted *wanted = userdata;
+
+	return lab_count_file_pages(wanted->a) == 0;
+}
+
+static void test_refused_while_it_runs(void **state)
+{
+	Lab *lab = *state;
+	LabVm *a = start(lab, "a", "default"), *b = start(lab, "b", "default");
+	Wanted wanted = {.lab = lab, .a = a};
+
+	report(a);
+	report(b);
+	wait_for_shared(lab, N);
+	lab_announce_refused(a, "a device was plugged in");
+	assert_true(lab_wait(lab, shares_nothing, &wanted));
+	wait_for_shared(lab, 0);
+	lab_ok(a, "check %u %u %u", FIRST, N, SEED);
+	assert_int_equal(lab_count_file_pages(b), N);
+	/* Its hints stand. */
+	lab_announce(a);
+	wait_for_shared(lab, N);
+	expect_same_frames(a, b, true);
 }
 
 int main(void)
@@ -447,6 +614,10 @@ int main(void)
 		TEST(test_trust_groups),
 		TEST(test_strangers),
 		TEST(test_changed_after_the_hint),
+		TEST(test_frames_are_freed),
+		TEST(test_refused_while_it_runs),
+		TEST(test_next_service_knows_what_is_shared),
+		TEST(test_next_service_goes_on_with_the_store),
 		cmocka_unit_test_setup_teardown(test_service_is_killed, set_up_process, tear_down),
 	};
 #undef TEST

@@ -100,7 +100,7 @@ static ToyVm *find(ToyBroker *toy, const char *name_or_uuid)
 	return vm;
 }
 
-static void set_enabled(
+static void modify(
 	ToyBroker *toy, ToyVm *vm, const PfBrokerRequest *request, PfBrokerMessage *answer)
 {
 	PfBrokerMessage event = {.type = PF_BROKER_DOMAIN, .error = -1};
@@ -109,7 +109,10 @@ static void set_enabled(
 		fail(answer, G_IO_ERROR_BUSY, "the toy VM is running");
 		return;
 	}
-	vm->domain.enabled = request->enabled == 1;
+	if (request->changes & PF_VM_SET_ENABLED)
+		vm->domain.enabled = request->enabled == 1;
+	if (request->changes & PF_VM_SET_THP)
+		vm->domain.thp = (PfThp)request->thp;
 	event.body.domain = vm->domain;
 	send_message(toy, &event, -1);
 }
@@ -128,7 +131,7 @@ static int answer_request(ToyBroker *toy, const PfBrokerRequest *request, PfBrok
 	else if (request->type == PF_BROKER_TRANSLATE)
 		translate(vm, request, answer);
 	else
-		set_enabled(toy, vm, request, answer);
+		modify(toy, vm, request, answer);
 	return fd;
 }
 

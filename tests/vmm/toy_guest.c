@@ -87,6 +87,11 @@ bool toy_guest_has_session(const ToyGuest *guest)
 	return guest->session_id != 0;
 }
 
+uint64_t toy_guest_session(const ToyGuest *guest)
+{
+	return guest->session_id;
+}
+
 bool toy_guest_send_raw(ToyGuest *guest, const void *data, size_t size)
 {
 	const char *bytes = data;
@@ -241,23 +246,49 @@ bool toy_guest_module(ToyGuest *guest, uint32_t module_id, const char *name, uin
 	return send_message(guest, &message);
 }
 
-bool toy_guest_hint(ToyGuest *guest, uint32_t module_id, uint64_t file_page, PfGfn gfn,
-	const PfDigest *digests, size_t n_pages)
+bool toy_guest_hints(ToyGuest *guest, uint32_t module_id, const ToyGuestRun *runs, size_t n_runs)
 {
 	Pagefusion__AgentMessage message = PAGEFUSION__AGENT_MESSAGE__INIT;
 	Pagefusion__Hints hints = PAGEFUSION__HINTS__INIT;
-	Pagefusion__Run run = PAGEFUSION__RUN__INIT, *runs[] = {&run};
+	Pagefusion__Run *list, **pointers;
+	bool sent = false;
 
 	if (!wait_for_window(guest))
 		return false;
-	run.file_page = file_page;
-	run.gfn = gfn.v;
-	run.digests = (ProtobufCBinaryData){n_pages * sizeof(*digests), (uint8_t *)digests};
+	list = calloc(n_runs, sizeof(*list));
+	pointers = calloc(n_runs, sizeof(Pagefusion__Run *));
+	for (size_t i = 0; list && pointers && i < n_runs; i++) {
+		pagefusion__run__init(&list[i]);
+		list[i].file_page = runs[i].file_page;
+		list[i].gfn = runs[i].gfn.v;
+		list[i].digests = (ProtobufCBinaryData){
+			runs[i].n_pages * sizeof(PfDigest), (uint8_t *)runs[i].digests};
+		pointers[i] = &list[i];
+	}
 	hints.module_id = module_id;
-	hints.n_runs = 1;
-	hints.runs = runs;
+	hints.n_runs = n_runs;
+	hints.runs = pointers;
 	message.session_id = guest->session_id;
 	message.body_case = PAGEFUSION__AGENT_MESSAGE__BODY_HINTS;
 	message.hints = &hints;
-	return send_message(guest, &message);
+	if (list && pointers)
+		sent = send_message(guest, &message);
+	free(list);
+	free(pointers);
+	return sent;
+}
+
+bool toy_guest_hint(ToyGuest *guest, uint32_t module_id, uint64_t file_page, PfGfn gfn,
+	const PfDigest *digests, size_t n_pages)
+{
+	const ToyGuestRun run = {file_page, gfn, digests, n_pages};
+
+	return toy_guest_hints(guest, module_id, &run, 1);
+}
+
+uint64_t toy_guest_room(const ToyGuest *guest)
+{
+	uint64_t out = guest->sent - guest->acknowledged;
+
+	return guest->session_id != 0 && out < guest->window ? guest->window - out : 0;
 }

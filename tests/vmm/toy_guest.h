@@ -28,11 +28,25 @@ void toy_guest_handle(ToyGuest *guest);
 
 /* A session is open. */
 bool toy_guest_has_session(const ToyGuest *guest);
+/* Which one; 0: none. */
+uint64_t toy_guest_session(const ToyGuest *guest);
 
 /* These wait for room in the window. false: the connection is gone, or 10 s have passed. */
 bool toy_guest_module(ToyGuest *guest, uint32_t module_id, const char *name, uint64_t n_pages);
 bool toy_guest_hint(ToyGuest *guest, uint32_t module_id, uint64_t file_page, PfGfn gfn,
 	const PfDigest *digests, size_t n_pages);
+
+/* Pages of RAM that hold pages of a file. The digests are only read. */
+typedef struct ToyGuestRun {
+	uint64_t file_page;
+	PfGfn gfn;
+	const PfDigest *digests;
+	size_t n_pages;
+} ToyGuestRun;
+bool toy_guest_hints(ToyGuest *guest, uint32_t module_id, const ToyGuestRun *runs, size_t n_runs);
+
+/* How many of these can be sent now without waiting; 0 without a session. */
+uint64_t toy_guest_room(const ToyGuest *guest);
 
 /* Bytes that are no frame. */
 bool toy_guest_send_raw(ToyGuest *guest, const void *data, size_t size);

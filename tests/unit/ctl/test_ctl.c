@@ -19,16 +19,19 @@
 #define WEB                                                                                        \
 	"{'name': <'web'>, 'uuid': <'u-1'>, 'group': <'default'>, 'state': <'running'>, "          \
 	"'pagefusion': <true>, 'active': <true>, 'reason': <''>, 'agent-version': <'0.1.0'>, "     \
+	"'thp': <'balanced'>, 'thp-setting': <'default'>, 'written': <uint64 12>, "                \
+	"'ways-out': <uint64 13>, 'busy': <uint64 14>, "                                           \
 	"'kernel': <'6.1.0-42'>, 'shim-connected': <true>, 'hinted': <uint64 8000>, "              \
 	"'fused': <uint64 7000>, 'shared-kib': <uint64 24000>, 'runs': <uint64 900>, "             \
 	"'revoked': <uint64 5>, 'maps': <uint64 1000>, 'maps-budget': <uint64 40000>, "            \
 	"'discarded': <uint64 11>, 'memory-kib': <uint64 524288>, "                                \
-	"'refused': <{'busy': uint64 3, 'not-present': 4}>}"
+	"'refused': <{'busy': uint64 3, 'not-present': 4, 'huge': 6, 'of-tomorrow': 9}>}"
 /* A name with a quote, a backslash, an escape sequence, and C1's one; a VM that does not run. */
 #define EVIL                                                                                       \
 	"{'name': <'e\"v\\\\il\\u001b[2J\\u009b\\n'>, 'uuid': <'u-2'>, 'group': <'g'>, "           \
 	"'state': <'shut off'>, 'pagefusion': <false>, 'active': <false>, "                        \
-	"'reason': <'page fusion is off'>, 'shared-kib': <uint64 0>}"
+	"'reason': <'page fusion is off'>, 'shared-kib': <uint64 0>, 'thp': <'all'>, "             \
+	"'thp-setting': <'all'>}"
 
 static struct {
 	GTestDBus *bus;
@@ -235,17 +238,25 @@ static void shows(void **state)
 	assert_prints(ARGUMENTS("showvminfo", "web"),
 		"Name:                web\nUUID:                u-1\nGroup:               default\n"
 		"State:               running\nMemory size:         524288 kB\n"
-		"Page Fusion:         enabled\nVM library:          connected\n"
+		"Page Fusion:         enabled\nHuge pages:          balanced (host)\n"
+		"VM library:          connected\n"
 		"Guest agent:         0.1.0\nGuest kernel:        6.1.0-42\n"
 		"Hinted:              8000 pages\nFused:               7000 pages\n"
 		"Shared:              24000 kB\nRuns:                900 pieces\n"
 		"Revoked:             5 pages\nDiscarded:           11 pages\n"
-		"Refused pages:       busy 3, not-present 4\nMemory maps:         1000 of 40000\n");
+		"Written:             12 pages\nPinned:              14 pages\n"
+		"Ways out:            13 times\n"
+		"Refused:             3 pages, pinned for a device, or shared with another "
+		"process\n"
+		"Refused:             4 pages, not present, or swapped out\n"
+		"Refused:             6 pages, in a huge page that is not to be broken\n"
+		"Refused:             9 pages, of-tomorrow\n"
+		"Memory maps:         1000 of 40000\n");
 	assert_string_equal(fake.called, "GetVM('web', {})");
 	assert_prints(ARGUMENTS("showvminfo", "other"),
 		"Name:                e\"v\\il\\u001b[2J\\u009b\\u000a\nUUID:                u-2\n"
 		"Group:               g\nState:               shut off\nMemory size:         0 kB\n"
-		"Page Fusion:         disabled\nNot fusing because:  page fusion is off\n");
+		"Page Fusion:         disabled\nHuge pages:          all\nNot fusing because:  page fusion is off\n");
 }
 
 static void shows_for_machines(void **state)
@@ -253,14 +264,14 @@ static void shows_for_machines(void **state)
 	assert_prints(ARGUMENTS("showvminfo", "--machinereadable", "web"),
 		"name=\"web\"\nuuid=\"u-1\"\ngroup=\"default\"\nstate=\"running\"\nmemory-kib="
 		"524288\n"
-		"pagefusion=\"on\"\nactive=\"on\"\nreason=\"\"\nshim-connected=\"on\"\n"
+		"pagefusion=\"on\"\nthp=\"balanced\"\nthp-setting=\"default\"\nactive=\"on\"\nreason=\"\"\nshim-connected=\"on\"\n"
 		"agent-version=\"0.1.0\"\nkernel=\"6.1.0-42\"\nhinted=8000\nfused=7000\n"
-		"shared-kib=24000\nruns=900\nrevoked=5\ndiscarded=11\nmaps=1000\nmaps-budget="
-		"40000\n"
-		"refused-busy=3\nrefused-not-present=4\n");
+		"shared-kib=24000\nruns=900\nrevoked=5\ndiscarded=11\nwritten=12\nbusy=14\n"
+		"ways-out=13\nmaps=1000\nmaps-budget=40000\n"
+		"refused-busy=3\nrefused-not-present=4\nrefused-huge=6\nrefused-of-tomorrow=9\n");
 	assert_prints(ARGUMENTS("showvminfo", "other", "--machinereadable"),
 		"name=\"e\\\"v\\\\il\\u001b[2J\\u009b\\u000a\"\nuuid=\"u-2\"\ngroup=\"g\"\n"
-		"state=\"shut off\"\npagefusion=\"off\"\nactive=\"off\"\n"
+		"state=\"shut off\"\npagefusion=\"off\"\nthp=\"all\"\nthp-setting=\"all\"\nactive=\"off\"\n"
 		"reason=\"page fusion is off\"\nshared-kib=0\n");
 }
 
@@ -270,6 +281,13 @@ static void modifies_silently(void **state)
 	assert_string_equal(fake.called, "ModifyVM('web', {'pagefusion': <true>})");
 	assert_prints(ARGUMENTS("modifyvm", "--pagefusion=off", "--", "-web"), "");
 	assert_string_equal(fake.called, "ModifyVM('-web', {'pagefusion': <false>})");
+	assert_prints(ARGUMENTS("modifyvm", "web", "--thp", "default"), "");
+	assert_string_equal(fake.called, "ModifyVM('web', {'thp': <'default'>})");
+	assert_prints(ARGUMENTS("modifyvm", "web", "--thp", "all", "--pagefusion", "on"), "");
+	assert_true(strcmp(fake.called,
+			    "ModifyVM('web', {'pagefusion': <true>, 'thp': <'all'>})") == 0 ||
+		    strcmp(fake.called,
+			    "ModifyVM('web', {'thp': <'all'>, 'pagefusion': <true>})") == 0);
 }
 
 static void queries(void **state)
@@ -329,6 +347,8 @@ static void writes_json(void **state)
 	assert_int_equal(
 		json_object_get_int_member(json_object_get_object_member(web, "refused"), "busy"),
 		3);
+	assert_string_equal(json_object_get_string_member(web, "thp"), "balanced");
+	assert_string_equal(json_object_get_string_member(web, "thp-setting"), "default");
 	assert_string_equal(json_object_get_string_member(value, "object"), "web\033");
 	assert_string_equal(
 		json_object_get_string_member(value, "metric"), "Guest/PageFusion/Runs");
@@ -394,6 +414,12 @@ static void refuses_bad_arguments(void **state)
 		{{"modifyvm", "a", "--pagefusion", "maybe"},
 			"cannot be 'maybe': give it 'on' or 'off'"},
 		{{"modifyvm", "a", "--pagefusion", "ON"}, "cannot be 'ON'"},
+		{{"modifyvm", "a", "--thp", "some"},
+			"cannot be 'some': give it 'preserve', 'balanced', 'all' or 'default'"},
+		{{"modifyvm", "a", "--thp", "\377"}, "--thp cannot be"},
+		{{"modifyvm", "a", "--thp", "ALL"}, "cannot be 'ALL'"},
+		{{"modifyvm", "a", "--pagefusion=off", "--thp=all"}, "leave --thp out"},
+		{{"list", "vms", "--thp", "all"}, "Unknown option --thp"},
 		{{"modifyvm", "a", "b", "--pagefusion", "on"}, "'b' is one argument too many"},
 		{{"modifyvm", "a", "--pagefusion", "on", "--json"}, "Unknown option --json"},
 		{{"metrics"}, "after 'metrics' comes 'query'"},

@@ -16,8 +16,9 @@ typedef struct Rig {
 	int64_t now_us;
 	GPtrArray *vms;    /* RigVm */
 	GHashTable *store; /* group and frame -> content + 1 */
+	GHashTable *gone;  /* group and frame: freed */
 	bool no_memory;    /* publishing fails */
-	uint32_t n_published, n_refused;
+	uint32_t n_published, n_refused, n_freed, n_hashed;
 } Rig;
 
 typedef struct RigVm {
@@ -31,6 +32,30 @@ typedef struct RigVm {
 	uint32_t n_run_pages[PF_SHIM_RUN_PAGES + 1]; /* FUSE runs by length */
 } RigVm;
 
+static inline int64_t *rig_key(uint32_t group, uint64_t frame)
+{
+	int64_t key = (int64_t)((uint64_t)group << 40 | frame);
+
+	return g_memdup2(&key, sizeof(key));
+}
+
+/* Its content + 1; 0: there is no such frame. */
+static inline uint32_t rig_stored(const Rig *rig, uint32_t group, uint64_t frame)
+{
+	g_autofree int64_t *key = rig_key(group, frame);
+
+	return GPOINTER_TO_UINT(g_hash_table_lookup(rig->store, key));
+}
+
+static inline void rig_store(Rig *rig, uint32_t group, uint64_t frame, uint32_t content)
+{
+	g_autofree int64_t *key = rig_key(group, frame);
+
+	assert_false(g_hash_table_contains(rig->store, key));
+	assert_false(g_hash_table_contains(rig->gone, key));
+	g_hash_table_insert(rig->store, g_steal_pointer(&key), GUINT_TO_POINTER(content + 1));
+}
+
 static inline PfDigest rig_digest(uint32_t content)
 {
 	PfDigest digest = {{0}};
@@ -42,10 +67,11 @@ static inline PfDigest rig_digest(uint32_t content)
 static inline void rig_init(Rig *rig)
 {
 	*rig = (Rig){
-		.fusion = pf_fusion_new(),
+		.fusion = pf_fusion_new(&PF_FUSION_DEFAULTS),
 		.now_us = 5000000,
 		.vms = g_ptr_array_new(),
 		.store = g_hash_table_new_full(g_int64_hash, g_int64_equal, g_free, NULL),
+		.gone = g_hash_table_new_full(g_int64_hash, g_int64_equal, g_free, NULL),
 	};
 }
 
@@ -57,8 +83,11 @@ static inline void rig_check(const Rig *rig)
 		fail_msg("%s", broken);
 }
 
-/* group: a digit. RAM is filled with contents that no other page of the group has. */
-static inline RigVm *rig_add(Rig *rig, uint32_t group, uint64_t n_pages)
+/*
+ * A VM of which nothing was heard yet. group: a digit. RAM is filled with contents that no other page of the group
+ * has.
+ */
+static inline RigVm *rig_add_unknown(Rig *rig, uint32_t group, uint64_t n_pages)
 {
 	char name[] = {(char)('0' + group), 0};
 	PfModuleInfo info = {NULL, 0, "module", PF_SESSION_MAX_MODULE_PAGES};
@@ -78,6 +107,15 @@ static inline RigVm *rig_add(Rig *rig, uint32_t group, uint64_t n_pages)
 	pf_fusion_set_ready(m->vm, true);
 	pf_fusion_module(m->vm, 0, &info);
 	g_ptr_array_add(rig->vms, m);
+	return m;
+}
+
+/* Likewise, and its shim is new. */
+static inline RigVm *rig_add(Rig *rig, uint32_t group, uint64_t n_pages)
+{
+	RigVm *m = rig_add_unknown(rig, group, n_pages);
+
+	pf_fusion_shim_empty(m->vm);
 	return m;
 }
 
@@ -106,6 +144,7 @@ static inline void rig_deinit(Rig *rig)
 	pf_fusion_free(rig->fusion);
 	g_ptr_array_unref(rig->vms);
 	g_hash_table_unref(rig->store);
+	g_hash_table_unref(rig->gone);
 }
 
 /* The pages hold content and what counts up from it, and are hinted so. */
@@ -152,17 +191,14 @@ static inline bool rig_publish(void *userdata, uint32_t page_of_order, PfFrame f
 {
 	const RigCapture *capture = userdata;
 	Rig *rig = capture->m->rig;
-	int64_t key = (int64_t)((uint64_t)capture->m->group << 40 | frame.v);
 	uint32_t content;
 
 	if (rig->no_memory) {
 		rig->n_refused++;
 		return false;
 	}
-	assert_false(g_hash_table_contains(rig->store, &key));
 	memcpy(&content, capture->digests[page_of_order].bytes, sizeof(content));
-	g_hash_table_insert(
-		rig->store, g_memdup2(&key, sizeof(key)), GUINT_TO_POINTER(content + 1));
+	rig_store(rig, capture->m->group, frame.v, content);
 	rig->n_published++;
 	return true;
 }
@@ -186,8 +222,7 @@ static inline int rig_answer_capture(RigVm *m, const PfOrder *order)
 
 static inline uint8_t rig_fuse_page(RigVm *m, uint64_t gfn, uint64_t frame)
 {
-	int64_t key = (int64_t)((uint64_t)m->group << 40 | frame);
-	uint32_t content = GPOINTER_TO_UINT(g_hash_table_lookup(m->rig->store, &key));
+	uint32_t content = rig_stored(m->rig, m->group, frame);
 
 	assert_int_not_equal(content, 0);
 	assert_int_equal(m->mapped[gfn], -1);
@@ -252,6 +287,76 @@ static inline int rig_write(RigVm *m, uint64_t gfn, uint32_t content)
 	m->ram[gfn] = content;
 	return pf_fusion_lost(
 		m->vm, (PfGfn){gfn}, (PfFrame){frame}, 1, PF_SHIM_LOST_REVOKED, m->rig->now_us);
+}
+
+/* The shim maps nothing any more, and says so. */
+static inline void rig_empty(RigVm *m)
+{
+	for (uint64_t i = 0; i < m->n_pages; i++)
+		m->mapped[i] = -1;
+	pf_fusion_shim_empty(m->vm);
+}
+
+static inline bool rig_digest_of(void *userdata, PfFrame frame, PfDigest *digest)
+{
+	const RigVm *m = userdata;
+	uint32_t content = rig_stored(m->rig, m->group, frame.v);
+
+	m->rig->n_hashed++;
+	*digest = rig_digest(content - 1);
+	return content != 0;
+}
+
+static inline int rig_listed(RigVm *m, uint64_t gfn, uint64_t frame)
+{
+	return pf_fusion_listed(
+		m->vm, (PfGfn){gfn}, (PfFrame){frame}, rig_digest_of, m, m->rig->now_us);
+}
+
+/* The shim lists what it maps, and makes private again what has no place here; how many pages that was. */
+static inline uint32_t rig_list(RigVm *m)
+{
+	uint32_t n_released = 0;
+
+	pf_fusion_list_begin(m->vm);
+	for (uint64_t i = 0; i < m->n_pages; i++) {
+		if (m->mapped[i] < 0 || rig_listed(m, i, (uint64_t)m->mapped[i]) == 0)
+			continue;
+		m->mapped[i] = -1;
+		n_released++;
+	}
+	rig_check(m->rig);
+	pf_fusion_list_end(m->vm, m->rig->now_us);
+	rig_check(m->rig);
+	return n_released;
+}
+
+/* Nobody may map it, whatever is known of the VM. */
+static inline void rig_freed(void *userdata, const char *group, PfFrame frame)
+{
+	Rig *rig = userdata;
+	uint32_t number = (uint32_t)(group[0] - '0');
+	int64_t *key = rig_key(number, frame.v);
+
+	for (guint i = 0; i < rig->vms->len; i++) {
+		const RigVm *m = rig->vms->pdata[i];
+
+		for (uint64_t k = 0; m->group == number && k < m->n_pages; k++)
+			assert_int_not_equal(m->mapped[k], (int64_t)frame.v);
+	}
+	assert_true(g_hash_table_remove(rig->store, key));
+	assert_true(g_hash_table_add(rig->gone, key));
+	rig->n_freed++;
+}
+
+/* How many frames could be freed. */
+static inline uint32_t rig_free(Rig *rig)
+{
+	uint32_t before = rig->n_freed;
+
+	assert_true(pf_fusion_free_unused(rig->fusion, UINT32_MAX, rig_freed, rig));
+	rig_check(rig);
+	return rig->n_freed - before;
 }
 
 static inline PfFusionVmStats rig_stats(const RigVm *m)

@@ -178,12 +178,26 @@ static void assert_error(GError *error, GIOErrorEnum code, const char *says)
 	assert_null(strchr(error->message, '\n'));
 }
 
-static gboolean set_enabled(Fixture *f, const char *vm, gboolean enabled, GError **error)
+static gboolean modify(Fixture *f, const char *vm, const PfVmSettings *settings, GError **error)
 {
 	g_clear_object(&f->result);
-	pf_broker_set_enabled(f->broker, vm, enabled, on_result, f);
+	pf_broker_modify(f->broker, vm, settings, on_result, f);
 	run_until(f, has_result);
-	return pf_broker_set_enabled_finish(f->result, error);
+	return pf_broker_modify_finish(f->result, error);
+}
+
+static gboolean set_enabled(Fixture *f, const char *vm, gboolean enabled, GError **error)
+{
+	const PfVmSettings settings = {.changes = PF_VM_SET_ENABLED, .enabled = enabled};
+
+	return modify(f, vm, &settings, error);
+}
+
+static gboolean set_thp(Fixture *f, const char *vm, PfThp thp, GError **error)
+{
+	const PfVmSettings settings = {.changes = PF_VM_SET_THP, .thp = thp};
+
+	return modify(f, vm, &settings, error);
 }
 
 static void expect_refused(
@@ -272,6 +286,54 @@ static void test_set_enabled_defines(void **state)
 	changes = f->changes;
 	assert_true(set_enabled(f, "off", FALSE, &error));
 	assert_int_equal(f->changes, changes);
+	stop(f);
+}
+
+/* The policy is written, said, and taken away again; a VM whose flag is off has none. */
+static void test_set_thp(void **state)
+{
+	Fixture *f = start(NODE);
+	g_autoptr(GError) error = NULL;
+	const PfDomain *domain;
+	guint changes;
+
+	run_until(f, has_six_domains);
+	domain = g_hash_table_lookup(f->domains, "off");
+	assert_int_equal(domain->thp, PF_THP_BALANCED);
+	assert_true(set_thp(f, "off", PF_THP_PRESERVE, &error));
+	domain = g_hash_table_lookup(f->domains, "off");
+	assert_int_equal(domain->thp, PF_THP_PRESERVE);
+	assert_string_equal(domain->group, "tenant-1");
+	assert_true(domain->enabled);
+	changes = f->changes;
+	assert_true(set_thp(f, "off", PF_THP_PRESERVE, &error));
+	assert_int_equal(f->changes, changes);
+	assert_true(set_thp(f, "off", PF_THP_DEFAULT, &error));
+	domain = g_hash_table_lookup(f->domains, "off");
+	assert_int_equal(domain->thp, PF_THP_DEFAULT);
+	assert_true(set_enabled(f, "off", FALSE, &error));
+	assert_false(set_thp(f, "off", PF_THP_ALL, &error));
+	assert_error(error, G_IO_ERROR_NOT_SUPPORTED, "VM off: page fusion is off");
+	assert_non_null(strstr(error->message, "--pagefusion on --thp POLICY"));
+	stop(f);
+}
+
+/* Either both settings are changed or none. */
+static void test_refused_with_policy(void **state)
+{
+	const PfVmSettings both = {PF_VM_SET_ENABLED | PF_VM_SET_THP, TRUE, PF_THP_ALL};
+	Fixture *f = start(NODE);
+	g_autoptr(GError) error = NULL;
+	g_autoptr(GError) busy = NULL;
+	const PfDomain *domain;
+
+	run_until(f, has_six_domains);
+	assert_false(modify(f, "off", &both, &error));
+	assert_error(error, G_IO_ERROR_NOT_SUPPORTED, "neither kvm nor qemu");
+	domain = g_hash_table_lookup(f->domains, "off");
+	assert_int_equal(domain->thp, PF_THP_BALANCED);
+	assert_false(set_thp(f, "runs", PF_THP_ALL, &busy));
+	assert_error(busy, G_IO_ERROR_BUSY, "can only be changed while it is shut off");
 	stop(f);
 }
 
@@ -456,7 +518,7 @@ static void count_answer(GObject *source, GAsyncResult *result, gpointer userdat
 {
 	g_autoptr(GError) error = NULL;
 
-	assert_false(pf_broker_set_enabled_finish(result, &error));
+	assert_false(pf_broker_modify_finish(result, &error));
 	assert_error(error, G_IO_ERROR_NOT_FOUND, "there is no VM nobody");
 	n_answers++;
 }
@@ -469,13 +531,14 @@ static gboolean has_all_answers(Fixture *f)
 /* More requests than the socket takes at once, while the broker stands still. */
 static void test_many_requests_wait(void **state)
 {
+	const PfVmSettings on = {.changes = PF_VM_SET_ENABLED, .enabled = TRUE};
 	Fixture *f = start("test:///default");
 
 	n_answers = 0;
 	run_until(f, is_connected);
 	kill(f->pid, SIGSTOP);
 	for (int i = 0; i < 2000; i++)
-		pf_broker_set_enabled(f->broker, "nobody", TRUE, count_answer, f);
+		pf_broker_modify(f->broker, "nobody", &on, count_answer, f);
 	for (int i = 0; i < 10; i++)
 		g_main_context_iteration(f->context, FALSE);
 	kill(f->pid, SIGCONT);
@@ -520,13 +583,37 @@ static void test_ends_with_the_service(void **state)
 	stop(f);
 }
 
+/* Descriptors that the service was started with, the stores that systemd keeps among them, are not the broker's. */
+static void test_inherits_nothing(void **state)
+{
+	Fixture f = {0};
+	char byte;
+	int pipe_fds[2], fd, low, high;
+
+	assert_int_equal(pipe2(pipe_fds, O_CLOEXEC), 0);
+	low = fcntl(pipe_fds[1], F_DUPFD, 3);
+	high = fcntl(pipe_fds[1], F_DUPFD, 200);
+	fd = spawn(&f, "test:///default");
+	close(pipe_fds[1]);
+	close(low);
+	close(high);
+	/* It ends only when nobody has the other end. */
+	assert_int_equal(read(pipe_fds[0], &byte, 1), 0);
+	close(pipe_fds[0]);
+	close(fd);
+	assert_true(WIFEXITED(exit_status(f.pid)));
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(test_inherits_nothing),
 		cmocka_unit_test(test_sees_domains),
 		cmocka_unit_test(test_sees_what_does_not_run),
 		cmocka_unit_test(test_set_enabled_refusals),
 		cmocka_unit_test(test_set_enabled_defines),
+		cmocka_unit_test(test_set_thp),
+		cmocka_unit_test(test_refused_with_policy),
 		cmocka_unit_test(test_translate_fails_cleanly),
 		cmocka_unit_test(test_channel_fails_cleanly),
 		cmocka_unit_test(test_userfaultfd_is_received),

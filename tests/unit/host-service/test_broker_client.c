@@ -185,11 +185,14 @@ static void test_channel(void **state)
 	toy_broker_stop(toy);
 }
 
-static void test_set_enabled(void **state)
+static void test_modify(void **state)
 {
 	g_autoptr(GAsyncResult) running = NULL;
 	g_autoptr(GAsyncResult) off = NULL;
+	g_autoptr(GAsyncResult) policy = NULL;
 	g_autoptr(GError) error = NULL;
+	const PfVmSettings turn_off = {.changes = PF_VM_SET_ENABLED};
+	const PfVmSettings preserve = {.changes = PF_VM_SET_THP, .thp = PF_THP_PRESERVE};
 	Heard heard = {0};
 	PfDomain domain = sample();
 	int fd;
@@ -197,15 +200,20 @@ static void test_set_enabled(void **state)
 	PfBroker *broker = pf_broker_new(fd, &events, &heard);
 
 	toy_broker_set_domain(toy, &domain);
-	pf_broker_set_enabled(broker, "toy", FALSE, on_result, &heard);
+	pf_broker_modify(broker, "toy", &turn_off, on_result, &heard);
 	running = wait_result(&heard);
-	assert_false(pf_broker_set_enabled_finish(running, &error));
+	assert_false(pf_broker_modify_finish(running, &error));
 	assert_true(g_error_matches(error, G_IO_ERROR, G_IO_ERROR_BUSY));
 	domain.active = FALSE;
 	toy_broker_set_domain(toy, &domain);
-	pf_broker_set_enabled(broker, "toy", FALSE, on_result, &heard);
+	pf_broker_modify(broker, "toy", &preserve, on_result, &heard);
+	policy = wait_result(&heard);
+	assert_true(pf_broker_modify_finish(policy, NULL));
+	assert_true(heard.domain.enabled);
+	assert_int_equal(heard.domain.thp, PF_THP_PRESERVE);
+	pf_broker_modify(broker, "toy", &turn_off, on_result, &heard);
 	off = wait_result(&heard);
-	assert_true(pf_broker_set_enabled_finish(off, NULL));
+	assert_true(pf_broker_modify_finish(off, NULL));
 	assert_false(heard.domain.enabled);
 	pf_broker_free(broker);
 	toy_broker_stop(toy);
@@ -247,7 +255,7 @@ int main(void)
 		cmocka_unit_test(test_events),
 		cmocka_unit_test(test_translate),
 		cmocka_unit_test(test_channel),
-		cmocka_unit_test(test_set_enabled),
+		cmocka_unit_test(test_modify),
 		cmocka_unit_test(test_wrong_messages),
 	};
 

@@ -25,6 +25,8 @@ static PfBrokerRequest new_request(PfBrokerRequestType type, const char *vm)
 		request.n_ranges = 1;
 		request.ranges[0] = (PfGuestRange){{1}, 1};
 	}
+	if (type == PF_BROKER_MODIFY)
+		request.changes = PF_VM_SET_ENABLED;
 	return request;
 }
 
@@ -49,12 +51,16 @@ static void test_good_requests(void **state)
 	PfBrokerRequest userfaultfd = new_request(PF_BROKER_OPEN_USERFAULTFD, "");
 	PfBrokerRequest channel = new_request(PF_BROKER_OPEN_CHANNEL, UUID);
 	PfBrokerRequest translate = new_request(PF_BROKER_TRANSLATE, UUID);
-	PfBrokerRequest enable = new_request(PF_BROKER_SET_ENABLED, "Gäste-VM 1");
+	PfBrokerRequest modify = new_request(PF_BROKER_MODIFY, "Gäste-VM 1");
 
 	assert_true(check(&userfaultfd));
 	assert_true(check(&channel));
 	assert_true(check(&translate));
-	assert_true(check(&enable));
+	assert_true(check(&modify));
+	modify.enabled = 1;
+	modify.changes = PF_VM_SET_ENABLED | PF_VM_SET_THP;
+	for (modify.thp = PF_THP_DEFAULT; modify.thp <= PF_THP_ALL; modify.thp++)
+		assert_true(check(&modify));
 	translate.ranges[0] = (PfGuestRange){{PF_GFN_END - 1}, 1};
 	assert_true(check(&translate));
 }
@@ -81,21 +87,45 @@ static void test_wrong_envelopes(void **state)
 
 static void test_wrong_names(void **state)
 {
-	PfBrokerRequest enable = new_request(PF_BROKER_SET_ENABLED, "a\033b");
+	PfBrokerRequest modify = new_request(PF_BROKER_MODIFY, "a\033b");
 	PfBrokerRequest channel = new_request(PF_BROKER_OPEN_CHANNEL, "name");
 
-	assert_false(check(&enable));
-	enable = new_request(PF_BROKER_SET_ENABLED, "\xc3");
-	assert_false(check(&enable));
-	enable = new_request(PF_BROKER_SET_ENABLED, "");
-	assert_false(check(&enable));
-	enable = new_request(PF_BROKER_SET_ENABLED, "a");
-	enable.enabled = 2;
-	assert_false(check(&enable));
-	memset(enable.vm, 'a', sizeof(enable.vm));
-	enable.enabled = 0;
-	assert_false(check(&enable));
+	assert_false(check(&modify));
+	modify = new_request(PF_BROKER_MODIFY, "\xc3");
+	assert_false(check(&modify));
+	modify = new_request(PF_BROKER_MODIFY, "");
+	assert_false(check(&modify));
+	modify = new_request(PF_BROKER_MODIFY, "a");
+	assert_true(check(&modify));
+	memset(modify.vm, 'a', sizeof(modify.vm));
+	assert_false(check(&modify));
 	assert_false(check(&channel));
+}
+
+static void test_wrong_changes(void **state)
+{
+	static const struct {
+		uint32_t changes, enabled, thp;
+	} wrong[] = {
+		{0, 0, 0},
+		{PF_VM_SET_ENABLED, 2, 0},
+		{PF_VM_SET_ENABLED, 1, PF_THP_ALL},
+		{PF_VM_SET_THP, 1, PF_THP_ALL},
+		{PF_VM_SET_THP, 0, PF_THP_ALL + 1},
+		{PF_VM_SET_THP, 0, UINT32_MAX},
+		{PF_VM_SET_ENABLED | PF_VM_SET_THP | 4, 1, PF_THP_ALL},
+		{UINT32_MAX, 0, 0},
+	};
+
+	for (size_t i = 0; i < G_N_ELEMENTS(wrong); i++) {
+		PfBrokerRequest modify = new_request(PF_BROKER_MODIFY, "a");
+
+		assert_true(check(&modify));
+		modify.changes = wrong[i].changes;
+		modify.enabled = wrong[i].enabled;
+		modify.thp = wrong[i].thp;
+		assert_false(check(&modify));
+	}
 }
 
 static void test_wrong_ranges(void **state)
@@ -133,6 +163,10 @@ static void test_messages(void **state)
 	memset(domain->group, 'a', sizeof(domain->group));
 	assert_false(pf_broker_check_message(&message, sizeof(message)));
 	domain->group[1] = 0;
+	domain->thp = (PfThp)(PF_THP_ALL + 1);
+	assert_false(pf_broker_check_message(&message, sizeof(message)));
+	domain->thp = PF_THP_ALL;
+	assert_true(pf_broker_check_message(&message, sizeof(message)));
 	domain->pid = -1;
 	assert_false(pf_broker_check_message(&message, sizeof(message)));
 
@@ -211,6 +245,7 @@ int main(void)
 		cmocka_unit_test(test_good_requests),
 		cmocka_unit_test(test_wrong_envelopes),
 		cmocka_unit_test(test_wrong_names),
+		cmocka_unit_test(test_wrong_changes),
 		cmocka_unit_test(test_wrong_ranges),
 		cmocka_unit_test(test_messages),
 		cmocka_unit_test(test_descriptors),

@@ -32,7 +32,7 @@ struct PfService {
 static struct {
 	unsigned calls;
 	char vm[64];
-	gboolean enabled;
+	PfVmSettings settings;
 	int code; /* of G_IO_ERROR, -1: success */
 	const char *message;
 } broker;
@@ -51,6 +51,7 @@ static void fill_vm(
 	domain->active = active;
 	domain->memory_pages = 131072;
 	view->domain = domain;
+	view->thp = PF_THP_BALANCED;
 	view->reason = active ? "" : "page fusion is off";
 	view->agent_version = active ? "0.1.0" : "";
 	view->kernel = active ? "6.1.0-42" : "";
@@ -61,9 +62,16 @@ static void fill_vm(
 			.shared = 6000,
 			.runs = 900,
 			.revoked = 5,
-			.refused = {[PF_SHIM_BUSY] = 3, [PF_SHIM_NOT_PRESENT] = 4}};
-		view->shim =
-			(PfShimState){.maps = 1000, .maps_budget = 40000, .discarded_pages = 11};
+			.refused = {[PF_SHIM_BUSY] = 3,
+				[PF_SHIM_NOT_PRESENT] = 4,
+				[PF_SHIM_HUGE] = 6,
+				[PF_SHIM_ASIDE] = 8}};
+		view->shim = (PfShimState){.maps = 1000,
+			.maps_budget = 40000,
+			.discarded_pages = 11,
+			.written_pages = 12,
+			.ways_out = 13,
+			.busy_pages = 14};
 	}
 }
 
@@ -77,9 +85,13 @@ static int reset_fake(void **state)
 	fake.libvirt = TRUE;
 	fill_vm(&fake, 0, "00000000-0000-4000-8000-000000000001", "db", TRUE);
 	fill_vm(&fake, 1, "00000000-0000-4000-8000-000000000002", "idle", FALSE);
+	fake.views[1].thp = PF_THP_PRESERVE;
+	fake.domains[1].thp = PF_THP_PRESERVE;
 	fill_vm(&fake, 2, "00000000-0000-4000-8000-000000000003", "web \xff", TRUE); /* not UTF-8 */
 	fake.host = (PfHostView){.stats = {.shared = 100, .frames = 50, .hint_to_fused_us_p90 = -1},
-		.store_allocated_kib = 200};
+		.store_allocated_kib = 200,
+		.store_swapped_kib = 24,
+		.pressure = TRUE};
 	return 0;
 }
 
@@ -119,7 +131,7 @@ PfBroker *pf_service_broker(PfService *service)
 	return (PfBroker *)service;
 }
 
-void pf_broker_set_enabled(PfBroker *self, const char *vm, gboolean enabled,
+void pf_broker_modify(PfBroker *self, const char *vm, const PfVmSettings *settings,
 	GAsyncReadyCallback callback, void *userdata)
 {
 	g_autoptr(GTask) task = g_task_new(NULL, NULL, callback, userdata);
@@ -127,14 +139,14 @@ void pf_broker_set_enabled(PfBroker *self, const char *vm, gboolean enabled,
 	assert_ptr_equal(self, &fake);
 	broker.calls++;
 	g_strlcpy(broker.vm, vm, sizeof(broker.vm));
-	broker.enabled = enabled;
+	broker.settings = *settings;
 	if (broker.code < 0)
 		g_task_return_boolean(task, TRUE);
 	else
 		g_task_return_new_error(task, G_IO_ERROR, broker.code, "%s", broker.message);
 }
 
-gboolean pf_broker_set_enabled_finish(GAsyncResult *result, GError **error)
+gboolean pf_broker_modify_finish(GAsyncResult *result, GError **error)
 {
 	return g_task_propagate_boolean(G_TASK(result), error);
 }
@@ -292,6 +304,8 @@ static void describes_a_vm(void **state)
 		{"group", "'default'"},
 		{"state", "'running'"},
 		{"pagefusion", "true"},
+		{"thp", "'balanced'"},
+		{"thp-setting", "'default'"},
 		{"active", "true"},
 		{"memory-kib", "uint64 524288"},
 		{"reason", "''"},
@@ -306,7 +320,10 @@ static void describes_a_vm(void **state)
 		{"maps", "uint64 1000"},
 		{"maps-budget", "uint64 40000"},
 		{"discarded", "uint64 11"},
-		{"refused", "{'busy': uint64 3, 'not-present': 4}"},
+		{"written", "uint64 12"},
+		{"ways-out", "uint64 13"},
+		{"busy", "uint64 14"},
+		{"refused", "{'busy': uint64 3, 'not-present': 4, 'huge': 6, 'aside': 8}"},
 	};
 	Peers peers;
 	g_autoptr(GVariant) reply = NULL;
@@ -340,6 +357,8 @@ static void finds_by_uuid(void **state)
 	vm = g_variant_get_child_value(reply, 0);
 	assert_true(g_variant_lookup(vm, "name", "&s", &name));
 	assert_string_equal(name, "idle");
+	assert_true(g_variant_lookup(vm, "thp-setting", "&s", &name));
+	assert_string_equal(name, "preserve");
 	peers_deinit(&peers);
 }
 
@@ -347,12 +366,15 @@ static void queries_metrics(void **state)
 {
 	assert_answer("QueryMetrics", "('host', @as [], @a{sv} {})",
 		"([('host', 'RAM/VMM/Shared', 400, 'kB'), ('host', 'RAM/VMM/Frames', 200, 'kB'), "
+		"('host', 'RAM/VMM/FramesFreed', 0, 'frames'), "
 		"('host', 'RAM/VMM/Revoked', 0, 'pages'), ('host', 'RAM/VMM/Candidates', 0, 'kB'), "
-		"('host', 'RAM/VMM/StoreAllocated', 200, 'kB')],)");
+		"('host', 'RAM/VMM/StoreAllocated', 200, 'kB'), "
+		"('host', 'RAM/VMM/StoreSwapped', 24, 'kB'), "
+		"('host', 'RAM/VMM/Pressure', 1, 'bool')],)");
 	assert_answer("QueryMetrics",
 		"('db', ['Guest/PageFusion/Refused', 'Guest/RAM/*'], @a{sv} {})",
 		"([('db', 'Guest/RAM/Usage/Shared', 24000, 'kB'), "
-		"('db', 'Guest/PageFusion/Refused', 7, 'pages')],)");
+		"('db', 'Guest/PageFusion/Refused', 21, 'pages')],)");
 	assert_answer("QueryMetrics",
 		"('*', ['Guest/PageFusion/Runs', 'RAM/VMM/Shared'], @a{sv} {})",
 		"([('host', 'RAM/VMM/Shared', 400, 'kB'), ('db', 'Guest/PageFusion/Runs', 900, "
@@ -396,6 +418,12 @@ static void rejects_bad_settings(void **state)
 	assert_fails("ModifyVM", "('db', @a{sv} {})", PF_DBUS_ERROR_INVALID_ARGUMENT, "no setting");
 	assert_fails("ModifyVM", "('db', {'pagefusion': <'on'>})", PF_DBUS_ERROR_INVALID_ARGUMENT,
 		"must be a boolean");
+	assert_fails("ModifyVM", "('db', {'thp': <'some'>})", PF_DBUS_ERROR_INVALID_ARGUMENT,
+		"'preserve', 'balanced', 'all' and 'default'");
+	assert_fails("ModifyVM", "('db', {'thp': <true>})", PF_DBUS_ERROR_INVALID_ARGUMENT,
+		"must be one of the strings");
+	assert_fails("ModifyVM", "('db', {'thp': <'all'>, 'pagefusion': <false>})",
+		PF_DBUS_ERROR_INVALID_ARGUMENT, "leave 'thp' out");
 	assert_int_equal(broker.calls, 0);
 }
 
@@ -420,9 +448,22 @@ static void modifies(void **state)
 	assert_answer("ModifyVM", "('db', {'pagefusion': <true>})", "()");
 	assert_int_equal(broker.calls, 1);
 	assert_string_equal(broker.vm, "db");
-	assert_true(broker.enabled);
+	assert_true(broker.settings.enabled);
+	assert_int_equal(broker.settings.changes, PF_VM_SET_ENABLED);
 	assert_answer("ModifyVM", "('idle', {'pagefusion': <false>})", "()");
-	assert_false(broker.enabled);
+	assert_false(broker.settings.enabled);
+	assert_int_equal(broker.settings.changes, PF_VM_SET_ENABLED);
+}
+
+static void modifies_the_policy(void **state)
+{
+	assert_answer("ModifyVM", "('db', {'thp': <'preserve'>})", "()");
+	assert_int_equal(broker.settings.changes, PF_VM_SET_THP);
+	assert_int_equal(broker.settings.thp, PF_THP_PRESERVE);
+	assert_answer("ModifyVM", "('db', {'thp': <'default'>, 'pagefusion': <true>})", "()");
+	assert_int_equal(broker.settings.changes, PF_VM_SET_ENABLED | PF_VM_SET_THP);
+	assert_int_equal(broker.settings.thp, PF_THP_DEFAULT);
+	assert_true(broker.settings.enabled);
 }
 
 static void passes_on_what_the_broker_says(void **state)
@@ -719,6 +760,7 @@ int main(void)
 		with_fake(rejects_bad_settings),
 		with_fake(says_that_libvirt_is_away),
 		with_fake(modifies),
+		with_fake(modifies_the_policy),
 		with_fake(passes_on_what_the_broker_says),
 		with_fake(properties_are_read_when_asked),
 		with_fake(only_root_modifies),

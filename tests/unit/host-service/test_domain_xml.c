@@ -291,6 +291,91 @@ static void test_group_and_half_a_shim(void **state)
 	assert_false(pf_domain_xml_has_shim(xml));
 }
 
+#define DOMAIN_WITH_FLAG(attributes)                                                               \
+	"<domain type='kvm'><name>a</name><metadata><pf:pagefusion "                               \
+	"xmlns:pf='" PF_DOMAIN_XMLNS "' " attributes "/></metadata></domain>"
+
+static void test_policy_is_read(void **state)
+{
+	static const struct {
+		const char *text;
+		PfThp thp;
+		gboolean good;
+	} cases[] = {
+		{DOMAIN_WITH_FLAG(""), PF_THP_DEFAULT, TRUE},
+		{DOMAIN_WITH_FLAG("thp='default'"), PF_THP_DEFAULT, TRUE},
+		{DOMAIN_WITH_FLAG("thp='preserve'"), PF_THP_PRESERVE, TRUE},
+		{DOMAIN_WITH_FLAG("thp='balanced' group='x'"), PF_THP_BALANCED, TRUE},
+		{DOMAIN_WITH_FLAG("thp='all'"), PF_THP_ALL, TRUE},
+		{DOMAIN_WITH_FLAG("thp=''"), PF_THP_DEFAULT, FALSE},
+		{DOMAIN_WITH_FLAG("thp='All'"), PF_THP_DEFAULT, FALSE},
+		{DOMAIN_WITH_FLAG("thp='all '"), PF_THP_DEFAULT, FALSE},
+		{DOMAIN_WITH_FLAG("xmlns:o='urn:o' o:thp='all'"), PF_THP_DEFAULT, TRUE},
+	};
+	g_autoptr(PfDomainXml) plain = load("plain");
+
+	assert_int_equal(pf_domain_xml_thp(plain), PF_THP_DEFAULT);
+	for (size_t i = 0; i < G_N_ELEMENTS(cases); i++) {
+		g_autoptr(PfDomainXml) xml = parse(cases[i].text);
+		const char *refusal = pf_domain_xml_refusal(xml);
+
+		assert_int_equal(pf_domain_xml_thp(xml), cases[i].thp);
+		assert_int_equal(refusal == NULL, cases[i].good);
+		assert_true(!refusal || strstr(refusal, "<pf:pagefusion thp> in <metadata>"));
+		assert_true(!refusal || strstr(refusal, "preserve, balanced, all or default"));
+	}
+}
+
+static void test_policy_is_written(void **state)
+{
+	g_autoptr(PfDomainXml) xml = load("group");
+	g_autofree char *before = canonical(xml);
+	g_autofree char *group = NULL, *on = NULL, *after = NULL;
+
+	assert_false(pf_domain_xml_set_thp(xml, PF_THP_DEFAULT));
+	assert_true(pf_domain_xml_set_thp(xml, PF_THP_ALL));
+	assert_false(pf_domain_xml_set_thp(xml, PF_THP_ALL));
+	assert_true(pf_domain_xml_set_thp(xml, PF_THP_PRESERVE));
+	assert_int_equal(pf_domain_xml_thp(xml), PF_THP_PRESERVE);
+	group = pf_domain_xml_group(xml);
+	assert_string_equal(group, "tenant-1");
+	on = canonical(xml);
+	assert_non_null(strstr(on, " group=\"tenant-1\" thp=\"preserve\">"));
+	assert_true(pf_domain_xml_set_thp(xml, PF_THP_DEFAULT));
+	after = canonical(xml);
+	assert_string_equal(before, after);
+}
+
+/* One that is no policy gives way, and an attribute of somebody else's stays. */
+static void test_policy_replaces_rubbish(void **state)
+{
+	g_autoptr(PfDomainXml) xml =
+		parse(DOMAIN_WITH_FLAG("xmlns:o='urn:o' o:thp='mine' thp='rubbish'"));
+	g_autofree char *form = NULL;
+
+	assert_true(pf_domain_xml_set_thp(xml, PF_THP_BALANCED));
+	assert_int_equal(pf_domain_xml_thp(xml), PF_THP_BALANCED);
+	assert_true(pf_domain_xml_set_thp(xml, PF_THP_DEFAULT));
+	assert_false(pf_domain_xml_set_thp(xml, PF_THP_DEFAULT));
+	form = canonical(xml);
+	assert_non_null(strstr(form, "o:thp=\"mine\""));
+	assert_null(strstr(form, " thp="));
+}
+
+/* Off takes the policy with the flag, on does not touch it. */
+static void test_policy_goes_with_the_flag(void **state)
+{
+	g_autoptr(PfDomainXml) xml = load("plain");
+
+	enable(xml);
+	assert_true(pf_domain_xml_set_thp(xml, PF_THP_ALL));
+	assert_false(pf_domain_xml_enable(xml, SHIM, SOCKET));
+	assert_int_equal(pf_domain_xml_thp(xml), PF_THP_ALL);
+	assert_true(pf_domain_xml_disable(xml));
+	enable(xml);
+	assert_int_equal(pf_domain_xml_thp(xml), PF_THP_DEFAULT);
+}
+
 static void test_direct_files(void **state)
 {
 	static const struct {
@@ -456,6 +541,10 @@ int main(void)
 		cmocka_unit_test(test_channel_of_another_type_is_refused),
 		cmocka_unit_test(test_channel_that_is_there_is_used),
 		cmocka_unit_test(test_group_and_half_a_shim),
+		cmocka_unit_test(test_policy_is_read),
+		cmocka_unit_test(test_policy_is_written),
+		cmocka_unit_test(test_policy_replaces_rubbish),
+		cmocka_unit_test(test_policy_goes_with_the_flag),
 		cmocka_unit_test(test_direct_files),
 		cmocka_unit_test(test_refused_samples),
 		cmocka_unit_test(test_refused_elements),

@@ -1,47 +1,6 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /* Each step in the life of a page, one after the other, with small numbers. */
-#include "tests/unit/host-service/fusion_rig.h"
-#include "host-service/fusion_private.h"
-
-#define MS  INT64_C(1000)
-#define SEC (1000 * MS)
-
-/* Two VMs of one group. */
-typedef struct Pair {
-	Rig rig;
-	RigVm *a, *b;
-	PfOrder order;
-} Pair;
-
-static int setup(void **state)
-{
-	Pair *t = g_new0(Pair, 1);
-
-	rig_init(&t->rig);
-	t->a = rig_add(&t->rig, 0, 128);
-	t->b = rig_add(&t->rig, 0, 128);
-	*state = t;
-	return 0;
-}
-
-static int teardown(void **state)
-{
-	Pair *t = *state;
-
-	rig_deinit(&t->rig);
-	g_free(t);
-	return 0;
-}
-
-/* Page 10 of both holds content 7, and is fused. */
-static void fuse_both(Pair *t)
-{
-	rig_hint(t->a, 3, 10, 1, 7);
-	rig_hint(t->b, 3, 10, 1, 7);
-	rig_run(&t->rig);
-	assert_int_equal(rig_stats(t->a).fused, 1);
-	assert_int_equal(rig_stats(t->b).fused, 1);
-}
+#include "tests/unit/host-service/fusion_pair.h"
 
 static void test_one_vm_is_not_enough(void **state)
 {
@@ -212,7 +171,7 @@ static void test_capture_outlives_its_vm(void **state)
 	rig_check(&t->rig);
 	assert_true(rig_next(t->b, &t->order));
 	assert_int_equal(t->order.type, PF_ORDER_CAPTURE);
-	pf_fusion_shim_reset(t->b->vm);
+	pf_fusion_shim_empty(t->b->vm);
 	rig_check(&t->rig);
 	assert_int_equal(rig_answer_capture(t->b, &t->order), -EPROTO);
 	rig_run(&t->rig);
@@ -589,6 +548,40 @@ static void test_revokes_back_off(void **state)
 	assert_int_equal(pf_fusion_next_tick_us(t->rig.fusion), t->rig.now_us + SEC);
 }
 
+/* What the first wait after a revoke is with this setting; 0: none. */
+static int64_t first_wait(int64_t revoke_delay_us)
+{
+	PfFusionConfig config = {.revoke_delay_us = revoke_delay_us};
+	int64_t wait_us = 0;
+	Rig rig;
+	RigVm *a, *b;
+
+	rig_init(&rig);
+	pf_fusion_free(rig.fusion);
+	rig.fusion = pf_fusion_new(&config);
+	a = rig_add(&rig, 0, 16);
+	b = rig_add(&rig, 0, 16);
+	rig_hint(a, 0, 0, 1, 7);
+	rig_hint(b, 0, 0, 1, 7);
+	rig_run(&rig);
+	assert_int_equal(rig_write(a, 0, 8), 0);
+	rig_hint(a, 0, 0, 1, 7);
+	rig_run(&rig);
+	if (rig_stats(a).fused == 0)
+		wait_us = pf_fusion_next_tick_us(rig.fusion) - rig.now_us;
+	rig_deinit(&rig);
+	return wait_us;
+}
+
+static void test_revoke_delay_is_set(void **state)
+{
+	assert_int_equal(first_wait(0), 0);
+	assert_int_equal(first_wait(-5), 0);
+	assert_int_equal(first_wait(100 * MS), 100 * MS);
+	assert_int_equal(first_wait(2 * SEC), 2 * SEC);
+	assert_int_equal(first_wait(INT64_MAX), 3600 * SEC);
+}
+
 static void test_back_off_counts_from_the_revoke(void **state)
 {
 	Pair *t = *state;
@@ -746,8 +739,6 @@ static void test_clock_never_goes_back(void **state)
 	rig_check(&t->rig);
 }
 
-#define T(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
-
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -777,6 +768,7 @@ int main(void)
 		T(test_hint_for_new_bytes_before_the_loss),
 		T(test_revokes_back_off),
 		T(test_back_off_counts_from_the_revoke),
+		cmocka_unit_test(test_revoke_delay_is_set),
 		T(test_discarded_does_not_back_off),
 		T(test_lost_what_was_not_fused),
 		T(test_runs_are_counted),

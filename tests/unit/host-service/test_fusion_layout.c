@@ -19,7 +19,7 @@ static void test_file_order_is_frame_order(void **state)
 	PfLayout layout;
 	uint32_t base;
 
-	pf_layout_init(&layout, PF_LAYOUT_FRAMES);
+	pf_layout_init(&layout, 0, PF_LAYOUT_FRAMES);
 	base = take(&layout, 1, 1000, 500) - 500;
 	assert_int_equal(base % PF_LAYOUT_ALIGN, 0);
 	assert_int_equal(take(&layout, 1, 1000, 0), base);
@@ -32,7 +32,7 @@ static void test_ranges_are_disjoint(void **state)
 	PfLayout layout;
 	GHashTable *seen = g_hash_table_new(NULL, NULL);
 
-	pf_layout_init(&layout, PF_LAYOUT_FRAMES);
+	pf_layout_init(&layout, 0, PF_LAYOUT_FRAMES);
 	for (uint32_t page = 0; page < 700; page++) {
 		for (uint64_t module = 0; module < 5; module++) {
 			uint32_t frame = take(&layout, module, 700, page);
@@ -51,7 +51,7 @@ static void test_used_place_goes_to_spare_range(void **state)
 	PfLayout layout;
 	uint32_t first, second, third;
 
-	pf_layout_init(&layout, PF_LAYOUT_FRAMES);
+	pf_layout_init(&layout, 0, PF_LAYOUT_FRAMES);
 	first = take(&layout, 1, 10, 3);
 	second = take(&layout, 1, 10, 3);
 	third = take(&layout, 1, 10, 3);
@@ -66,7 +66,7 @@ static void test_long_file_costs_a_chunk(void **state)
 	PfLayout layout;
 	uint32_t a, b;
 
-	pf_layout_init(&layout, PF_LAYOUT_FRAMES);
+	pf_layout_init(&layout, 0, PF_LAYOUT_FRAMES);
 	a = take(&layout, 1, 1u << 28, (1u << 28) - 1);
 	assert_int_equal(layout.next, PF_LAYOUT_CHUNK_FRAMES);
 	b = take(&layout, 1, 1u << 28, (1u << 28) - 2);
@@ -79,15 +79,14 @@ static void test_long_file_costs_a_chunk(void **state)
 static void test_untake(void **state)
 {
 	PfLayout layout;
-	PfLayoutPlace place = {1, 10, 3};
 	uint32_t first, spare;
 
-	pf_layout_init(&layout, PF_LAYOUT_FRAMES);
+	pf_layout_init(&layout, 0, PF_LAYOUT_FRAMES);
 	first = take(&layout, 1, 10, 3);
-	pf_layout_untake(&layout, &place, first);
+	pf_layout_untake(&layout, first);
 	assert_int_equal(take(&layout, 1, 10, 3), first);
 	spare = take(&layout, 1, 10, 3);
-	pf_layout_untake(&layout, &place, spare);
+	pf_layout_untake(&layout, spare);
 	assert_int_equal(take(&layout, 1, 10, 3), spare);
 	pf_layout_deinit(&layout);
 }
@@ -98,7 +97,7 @@ static void test_numbers_run_out(void **state)
 	PfLayoutPlace place = {9, 1, 0};
 	uint32_t frame, n = 0;
 
-	pf_layout_init(&layout, 3 * PF_LAYOUT_ALIGN);
+	pf_layout_init(&layout, 0, 3 * PF_LAYOUT_ALIGN);
 	assert_int_equal(take(&layout, 1, 1, 0), 0);
 	assert_int_equal(take(&layout, 2, 513, 0), PF_LAYOUT_ALIGN);
 	while (pf_layout_take(&layout, &place, &frame))
@@ -106,6 +105,112 @@ static void test_numbers_run_out(void **state)
 	assert_int_equal(n, 0);
 	/* Ranges that exist go on. */
 	assert_int_equal(take(&layout, 2, 513, 512), 2 * PF_LAYOUT_ALIGN);
+	pf_layout_deinit(&layout);
+}
+
+/* Takes the first n places of a module, one after the other; the first frame. */
+static uint32_t take_many(PfLayout *layout, uint64_t module, uint32_t module_pages, uint32_t n)
+{
+	uint32_t first = take(layout, module, module_pages, 0);
+
+	for (uint32_t i = 1; i < n; i++)
+		assert_int_equal(take(layout, module, module_pages, i), first + i);
+	return first;
+}
+
+static void free_many(PfLayout *layout, uint32_t first, uint32_t n)
+{
+	while (n-- > 0)
+		pf_layout_free(layout, first + n);
+}
+
+static void test_first_number(void **state)
+{
+	PfLayout layout;
+
+	pf_layout_init(&layout, 513, PF_LAYOUT_FRAMES);
+	assert_int_equal(take(&layout, 1, 10, 3), 1024 + 3);
+	pf_layout_deinit(&layout);
+	pf_layout_init(&layout, PF_LAYOUT_FRAMES, PF_LAYOUT_FRAMES - 512);
+	assert_false(pf_layout_take(&layout, &(PfLayoutPlace){1, 10, 3}, &(uint32_t){0}));
+	pf_layout_deinit(&layout);
+}
+
+static void test_freed_place_stays_used(void **state)
+{
+	PfLayout layout;
+	uint32_t first, again;
+
+	pf_layout_init(&layout, 0, PF_LAYOUT_FRAMES);
+	first = take_many(&layout, 1, 100, 10);
+	pf_layout_free(&layout, first + 3);
+	again = take(&layout, 1, 100, 3);
+	assert_true(again >= first + PF_LAYOUT_ALIGN);
+	/* In the spare range, which is never given up. */
+	pf_layout_free(&layout, again);
+	assert_int_equal(take(&layout, 1, 100, 3), again + 1);
+	assert_int_equal(take(&layout, 1, 100, 10), first + 10);
+	pf_layout_deinit(&layout);
+}
+
+static void test_emptied_range_is_replaced(void **state)
+{
+	PfLayout layout;
+	uint32_t first, again;
+
+	pf_layout_init(&layout, 0, PF_LAYOUT_FRAMES);
+	take(&layout, 9, 100, 0);
+	first = take_many(&layout, 1, 600, 128);
+	take(&layout, 8, 100, 0);
+	free_many(&layout, first, 127);
+	assert_int_equal(take(&layout, 1, 600, 130), first + 130);
+	pf_layout_free(&layout, first + 127);
+	assert_int_equal(layout.by_base->len, 3);
+	pf_layout_free(&layout, first + 130);
+	/* An eighth of 1024 was used: its numbers are lost, and the module is in one piece again. */
+	assert_int_equal(layout.by_base->len, 2);
+	again = take_many(&layout, 1, 600, 600);
+	assert_true(again >= first + 1024);
+	pf_layout_deinit(&layout);
+}
+
+static void test_emptied_range_serves_another_module(void **state)
+{
+	PfLayout layout;
+	uint32_t first, next;
+
+	pf_layout_init(&layout, 0, PF_LAYOUT_FRAMES);
+	first = take_many(&layout, 1, 600, 127);
+	free_many(&layout, first, 127);
+	next = (uint32_t)layout.next;
+	/* Not for one of another length; and a place that was used is none. */
+	assert_int_equal(take(&layout, 2, 500, 200), next + 200);
+	assert_int_equal(take(&layout, 3, 700, 126), next + PF_LAYOUT_ALIGN);
+	assert_int_equal(take(&layout, 3, 700, 127), first + 127);
+	next = (uint32_t)layout.next;
+	assert_int_equal(take(&layout, 1, 600, 127), next + 127);
+	/* It is full enough now. */
+	pf_layout_free(&layout, first + 127);
+	next = (uint32_t)layout.next;
+	assert_int_equal(take(&layout, 4, 700, 0), next);
+	pf_layout_deinit(&layout);
+}
+
+/* One frame a range, freed at once, under ever new names. */
+static void test_numbers_are_not_burnt(void **state)
+{
+	enum { N = 100000 };
+	PfLayout layout;
+
+	pf_layout_init(&layout, 0, PF_LAYOUT_FRAMES);
+	for (uint32_t i = 0; i < N; i++) {
+		uint32_t module_pages = 1u << (i % 14);
+		uint32_t frame = take(&layout, i, module_pages, i % module_pages);
+
+		pf_layout_free(&layout, frame);
+	}
+	assert_in_range(layout.next, N, 8 * (uint64_t)N + 8 * PF_LAYOUT_CHUNK_FRAMES);
+	assert_in_range(layout.by_base->len, 0, 16);
 	pf_layout_deinit(&layout);
 }
 
@@ -118,6 +223,11 @@ int main(void)
 		cmocka_unit_test(test_long_file_costs_a_chunk),
 		cmocka_unit_test(test_untake),
 		cmocka_unit_test(test_numbers_run_out),
+		cmocka_unit_test(test_first_number),
+		cmocka_unit_test(test_freed_place_stays_used),
+		cmocka_unit_test(test_emptied_range_is_replaced),
+		cmocka_unit_test(test_emptied_range_serves_another_module),
+		cmocka_unit_test(test_numbers_are_not_burnt),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

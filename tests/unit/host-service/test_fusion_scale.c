@@ -55,7 +55,7 @@ static void test_hints_in_pieces_fuse_in_full_runs(void **state)
 	rig_deinit(&rig);
 }
 
-static void test_reset_fuses_in_full_runs_again(void **state)
+static void test_emptied_shim_fuses_in_full_runs_again(void **state)
 {
 	Rig rig;
 	RigVm *a, *b;
@@ -67,9 +67,7 @@ static void test_reset_fuses_in_full_runs_again(void **state)
 	rig_hint(b, 0, 2000, 1000, 1);
 	rig_run(&rig);
 	memset(a->n_run_pages, 0, sizeof(a->n_run_pages));
-	for (uint32_t i = 0; i < 4096; i++)
-		a->mapped[i] = -1;
-	pf_fusion_shim_reset(a->vm);
+	rig_empty(a);
 	rig_check(&rig);
 	assert_int_equal(rig_stats(a).fused, 0);
 	assert_int_equal(rig_total(&rig).shared, 0);
@@ -152,7 +150,7 @@ static void test_two_hundred_vms(void **state)
 static void test_memory_of_a_page(void **state)
 {
 	enum { N_VMS = 16, N_PAGES = 20000 };
-	PfFusion *fusion = pf_fusion_new();
+	PfFusion *fusion = pf_fusion_new(&PF_FUSION_DEFAULTS);
 	g_autofree PfDigest *digests = g_new0(PfDigest, N_PAGES);
 	PfModuleInfo info = {NULL, 0, "module", N_PAGES};
 	PfFusionVm *vms[N_VMS];
@@ -238,7 +236,7 @@ static void test_frame_numbers_run_out(void **state)
 	rig_init(&rig);
 	a = rig_add(&rig, 0, 64);
 	b = rig_add(&rig, 0, 64);
-	a->vm->group->layout.limit = PF_LAYOUT_CHUNK_FRAMES;
+	a->vm->group->layout.limit = PF_LAYOUT_ALIGN + PF_LAYOUT_CHUNK_FRAMES;
 	rig_hint(a, 0, 0, 10, 1);
 	rig_hint(b, 0, 0, 10, 1);
 	rig_run(&rig);
@@ -262,7 +260,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(test_long_module_fuses_in_full_runs),
 		cmocka_unit_test(test_hints_in_pieces_fuse_in_full_runs),
-		cmocka_unit_test(test_reset_fuses_in_full_runs_again),
+		cmocka_unit_test(test_emptied_shim_fuses_in_full_runs_again),
 		cmocka_unit_test(test_two_hundred_vms),
 		cmocka_unit_test(test_memory_of_a_page),
 		cmocka_unit_test(test_one_digest_for_everything),

@@ -70,7 +70,7 @@ static int set_up(void **state)
 	assert_non_null(rig->agent);
 	rig->fd = fake_broker_start(&fd);
 	rig->broker = pf_broker_new(fd, &broker_events, rig);
-	rig->fusion = pf_fusion_new();
+	rig->fusion = pf_fusion_new(&PF_FUSION_DEFAULTS);
 	rig->vm = pf_fusion_add_vm(rig->fusion, "default", NULL);
 	rig->domain = fake_domain();
 	g_strlcpy(rig->domain.channel, rig->path, sizeof rig->domain.channel);

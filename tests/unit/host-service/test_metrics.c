@@ -9,21 +9,29 @@
 static const char *const names[PF_METRIC_N] = {
 	"RAM/VMM/Shared",
 	"RAM/VMM/Frames",
+	"RAM/VMM/FramesFreed",
 	"RAM/VMM/Revoked",
 	"RAM/VMM/Candidates",
 	"RAM/VMM/HintToFused",
 	"RAM/VMM/StoreAllocated",
+	"RAM/VMM/StoreSwapped",
+	"RAM/VMM/Pressure",
 	"Guest/RAM/Usage/Shared",
 	"Guest/PageFusion/Hinted",
 	"Guest/PageFusion/Fused",
 	"Guest/PageFusion/Revoked",
 	"Guest/PageFusion/Refused",
+	"Guest/PageFusion/Busy",
+	"Guest/PageFusion/Discarded",
+	"Guest/PageFusion/Written",
+	"Guest/PageFusion/WaysOut",
 	"Guest/PageFusion/Runs",
 	"Guest/PageFusion/Maps",
+	"Guest/PageFusion/MapsBudget",
 };
 
-#define HOST_BITS 0x3fu
-#define VM_BITS   0x1fc0u
+#define HOST_BITS 0x1ffu
+#define VM_BITS   0x1ffe00u
 
 static void table_is_complete(void **state)
 {
@@ -33,7 +41,10 @@ static void table_is_complete(void **state)
 	}
 	assert_string_equal(pf_metric_get(PF_METRIC_HOST_SHARED)->unit, "kB");
 	assert_string_equal(pf_metric_get(PF_METRIC_HOST_REVOKED)->unit, "pages");
+	assert_string_equal(pf_metric_get(PF_METRIC_HOST_FRAMES_FREED)->unit, "frames");
+	assert_string_equal(pf_metric_get(PF_METRIC_HOST_STORE_SWAPPED)->unit, "kB");
 	assert_string_equal(pf_metric_get(PF_METRIC_VM_RUNS)->unit, "pieces");
+	assert_string_equal(pf_metric_get(PF_METRIC_VM_WAYS_OUT)->unit, "times");
 }
 
 static void every_name_selects_itself(void **state)
@@ -62,7 +73,8 @@ static void queries_select(void **state)
 		{"*", {"Guest/RAM/*"}, PF_METRIC_OBJECT_ALL, 1u << PF_METRIC_VM_SHARED},
 		{"host", {NULL}, PF_METRIC_OBJECT_HOST, HOST_BITS},
 		{"host", {"*"}, PF_METRIC_OBJECT_HOST, HOST_BITS},
-		{"host", {"RAM/VMM/Shared", "RAM/VMM/Revoked"}, PF_METRIC_OBJECT_HOST, 5u},
+		{"host", {"RAM/VMM/Shared", "RAM/VMM/Revoked"}, PF_METRIC_OBJECT_HOST,
+			1u << PF_METRIC_HOST_SHARED | 1u << PF_METRIC_HOST_REVOKED},
 		{"web", {NULL}, PF_METRIC_OBJECT_VM, VM_BITS},
 		{"web", {"Guest/PageFusion/Fused", "RAM/VMM/Shared"}, PF_METRIC_OBJECT_VM,
 			1u << PF_METRIC_VM_FUSED},
@@ -158,12 +170,15 @@ static void host_values(void **state)
 	PfHostView host = {
 		.stats = {.shared = 10,
 			.frames = 20,
+			.freed = 21,
 			.revoked = 30,
 			.candidates = 40,
 			.hint_to_fused_us_p90 = 50},
 		.store_allocated_kib = 60,
+		.store_swapped_kib = 70,
+		.pressure = 2, /* any that is not zero */
 	};
-	static const uint64_t expected[] = {40, 80, 30, 160, 50, 60};
+	static const uint64_t expected[] = {40, 80, 21, 30, 160, 50, 60, 70, 1};
 	uint64_t value;
 
 	for (unsigned id = 0; id < PF_METRIC_FIRST_VM; id++) {
@@ -175,6 +190,9 @@ static void host_values(void **state)
 	assert_false(pf_metric_host_value(PF_METRIC_HOST_HINT_TO_FUSED, &host, &value));
 	host.stats.hint_to_fused_us_p90 = 0;
 	assert_true(pf_metric_host_value(PF_METRIC_HOST_HINT_TO_FUSED, &host, &value));
+	assert_int_equal(value, 0);
+	host.pressure = FALSE;
+	assert_true(pf_metric_host_value(PF_METRIC_HOST_PRESSURE, &host, &value));
 	assert_int_equal(value, 0);
 }
 
@@ -191,9 +209,17 @@ static void vm_values(void **state)
 			.revoked = 5,
 			.refused =
 				{[PF_SHIM_DONE] = 1000, [PF_SHIM_BUSY] = 6, [PF_SHIM_FAILED] = 7}},
-		.shim = {.maps = 8},
+		.shim = {.maps = 8,
+			.maps_budget = 9,
+			.busy_pages = 10,
+			.discarded_pages = 11,
+			.written_pages = 12,
+			.ways_out = 13},
 	};
-	static const uint64_t expected[] = {12, 1, 2, 5, 13, 4, 8};
+	static const uint64_t expected[] = {12, 1, 2, 5, 13, 10, 11, 12, 13, 4, 8, 9};
+	static const PfMetricId of_the_shim[] = {PF_METRIC_VM_BUSY, PF_METRIC_VM_DISCARDED,
+		PF_METRIC_VM_WRITTEN, PF_METRIC_VM_WAYS_OUT, PF_METRIC_VM_MAPS,
+		PF_METRIC_VM_MAPS_BUDGET};
 	uint64_t value;
 
 	for (unsigned id = PF_METRIC_FIRST_VM; id < PF_METRIC_N; id++) {
@@ -202,7 +228,8 @@ static void vm_values(void **state)
 	}
 	assert_false(pf_metric_vm_value(PF_METRIC_HOST_SHARED, &vm, &value));
 	vm.shim_connected = FALSE;
-	assert_false(pf_metric_vm_value(PF_METRIC_VM_MAPS, &vm, &value));
+	for (size_t i = 0; i < G_N_ELEMENTS(of_the_shim); i++)
+		assert_false(pf_metric_vm_value(of_the_shim[i], &vm, &value));
 	assert_true(pf_metric_vm_value(PF_METRIC_VM_SHARED, &vm, &value));
 	domain.active = FALSE;
 	for (unsigned id = PF_METRIC_FIRST_VM; id < PF_METRIC_N; id++)

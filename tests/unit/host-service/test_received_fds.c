@@ -6,16 +6,13 @@
 #include <stdint.h>
 #include <setjmp.h>
 #include <cmocka.h>
-#include <arpa/inet.h>
-#include <errno.h>
 #include <fcntl.h>
-#include <netinet/in.h>
 #include <poll.h>
 #include <string.h>
 #include <time.h>
 #include <unistd.h>
 
-#define LINGER_S 10
+#include "lingering_socket.h"
 
 static void send_fds(int to, const int *fds, size_t n)
 {
@@ -49,32 +46,6 @@ static unsigned receive_and_drop(int from)
 	return pf_received_fds_drop(&message);
 }
 
-/* One end of a TCP connection on this machine, with data that the other end does not take. */
-static int lingering_socket(int *peer)
-{
-	struct sockaddr_in address = {
-		.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
-	socklen_t size = sizeof address;
-	int listener = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
-	int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
-	static const char data[65536];
-
-	assert_int_equal(bind(listener, (struct sockaddr *)&address, sizeof address), 0);
-	assert_int_equal(listen(listener, 1), 0);
-	assert_int_equal(getsockname(listener, (struct sockaddr *)&address, &size), 0);
-	assert_int_equal(connect(fd, (struct sockaddr *)&address, sizeof address), 0);
-	*peer = accept4(listener, NULL, NULL, SOCK_CLOEXEC);
-	close(listener);
-	assert_int_equal(fcntl(fd, F_SETFL, O_NONBLOCK), 0);
-	while (write(fd, data, sizeof data) > 0)
-		;
-	assert_int_equal(errno, EAGAIN);
-	assert_int_equal(setsockopt(fd, SOL_SOCKET, SO_LINGER, &(struct linger){1, LINGER_S},
-				 sizeof(struct linger)),
-		0);
-	return fd;
-}
-
 static void test_lingering(void **unused)
 {
 	int pair[2], peer, fd = lingering_socket(&peer);
@@ -88,9 +59,7 @@ static void test_lingering(void **unused)
 	clock_gettime(CLOCK_MONOTONIC, &after);
 	/* Closed here, it would have taken all of it. */
 	assert_true(after.tv_sec - before.tv_sec < LINGER_S - 2);
-	/* Lets it end: the other side resets the connection. */
-	setsockopt(peer, SOL_SOCKET, SO_LINGER, &(struct linger){1, 0}, sizeof(struct linger));
-	close(peer);
+	end_lingering(peer);
 	close(pair[0]);
 	close(pair[1]);
 }

@@ -8,6 +8,7 @@
 #include "proto/shim_protocol.h"
 #include <fcntl.h>
 #include <glib/gstdio.h>
+#include <sys/mman.h>
 #include <sys/resource.h>
 #include <sys/un.h>
 
@@ -28,7 +29,7 @@ static void on_closed(void *userdata)
 
 static int set_up(void **state)
 {
-	PfServiceConfig config;
+	PfServiceConfig config = {.thp = PF_THP_ALL, .fusion = PF_FUSION_DEFAULTS};
 	Rig *rig = g_new0(Rig, 1);
 	int fd;
 
@@ -115,13 +116,41 @@ static void say(int shim, PfShimType type, uint64_t id, const void *data, size_t
 		send(shim, packet, sizeof header + size, MSG_NOSIGNAL), sizeof header + size);
 }
 
-static void say_hello(int shim)
+static void say_hello_with(int shim, uint32_t version, uint32_t flags, uint64_t fused_pages)
 {
-	PfShimHello hello = {.version = PF_SHIM_VERSION,
-		.version_oldest = PF_SHIM_VERSION,
-		.page_size = PF_PAGE_SIZE};
+	PfShimHello hello = {.version = version,
+		.version_oldest = version,
+		.flags = flags,
+		.page_size = PF_PAGE_SIZE,
+		.fused_pages = fused_pages};
 
 	say(shim, PF_SHIM_HELLO, 0, &hello, sizeof hello);
+}
+
+static void say_hello(int shim)
+{
+	say_hello_with(shim, PF_SHIM_VERSION, 0, 0);
+}
+
+static void return_store(int shim, int store)
+{
+	struct {
+		PfShimHeader header;
+		PfShimStore store;
+	} packet = {{PF_SHIM_MAGIC, PF_SHIM_STORE_RETURN, 1, sizeof packet, 0, 0}, {{0}, 0}};
+	union {
+		struct cmsghdr align;
+		char bytes[CMSG_SPACE(sizeof store)];
+	} control = {{0}};
+	struct iovec part = {&packet, sizeof packet};
+	struct msghdr message = {.msg_iov = &part,
+		.msg_iovlen = 1,
+		.msg_control = &control,
+		.msg_controllen = sizeof control};
+
+	control.align = (struct cmsghdr){CMSG_LEN(sizeof store), SOL_SOCKET, SCM_RIGHTS};
+	memcpy(CMSG_DATA(&control.align), &store, sizeof store);
+	assert_int_equal(sendmsg(shim, &message, MSG_NOSIGNAL), sizeof packet);
 }
 
 static void say_ready(int shim, PfShimReadyCode code)
@@ -131,53 +160,99 @@ static void say_ready(int shim, PfShimReadyCode code)
 	say(shim, PF_SHIM_READY, 0, &ready, sizeof ready);
 }
 
-/* Waits for a message; 0: the service has closed the connection. */
-static unsigned hear(int shim, uint64_t *id)
+typedef struct Heard {
+	unsigned type; /* 0: the service has closed the connection */
+	uint64_t id;
+	size_t size; /* of the payload */
+	int fd;      /* that came along, or -1 */
+} Heard;
+
+static Heard hear(int shim)
 {
 	PfShimHeader header;
+	union {
+		struct cmsghdr align;
+		char bytes[CMSG_SPACE(sizeof(int))];
+	} control;
+	struct iovec part = {&header, sizeof header};
+	struct msghdr message = {.msg_iov = &part,
+		.msg_iovlen = 1,
+		.msg_control = &control,
+		.msg_controllen = sizeof control};
+	Heard heard = {.fd = -1};
 	ssize_t n;
 
-	*id = 0;
 	turn_until(is_readable, &shim);
-	n = recv(shim, &header, sizeof header, MSG_TRUNC);
+	n = recvmsg(shim, &message, MSG_TRUNC);
 	if (n <= 0)
-		return 0;
+		return heard;
 	assert_true((size_t)n >= sizeof header);
-	*id = header.id;
-	return header.type;
+	if (CMSG_FIRSTHDR(&message))
+		memcpy(&heard.fd, CMSG_DATA(CMSG_FIRSTHDR(&message)), sizeof heard.fd);
+	heard.type = header.type;
+	heard.id = header.id;
+	heard.size = (size_t)n - sizeof header;
+	return heard;
 }
 
-static void expect(int shim, PfShimType type)
+static Heard expect(int shim, unsigned type)
 {
-	uint64_t id;
+	Heard heard = hear(shim);
 
-	assert_int_equal(hear(shim, &id), type);
+	assert_int_equal(heard.type, type);
+	if (heard.fd >= 0)
+		close(heard.fd);
+	return heard;
+}
+
+static void expect_closed(int shim)
+{
+	assert_int_equal(hear(shim).type, 0);
+	close(shim);
+}
+
+/* Everything is to be released, and is. */
+static void release(int shim)
+{
+	Heard order = expect(shim, PF_SHIM_RELEASE);
+
+	assert_int_equal(order.size, 0);
+	say(shim, PF_SHIM_RELEASED, order.id, NULL, 0);
 }
 
 /* Up to a stage of the conversation. */
 typedef enum Stage {
 	CONNECTED,
-	RELEASING,
+	RETURNING, /* the shim has a store */
 	OPENING,   /* the broker is asked for the device */
 	ATTACHING, /* it has answered */
 	READY,
 } Stage;
 
-static int converse(Rig *rig, Stage stage, PfBrokerRequest *device)
+static int connect_announced(Rig *rig)
 {
-	int shim;
-	uint64_t id;
-
 	fake_broker_domain(rig->fd, &rig->domain);
 	wait_for_reason(rig, "");
-	shim = connect_shim(rig, NOBODY);
+	return connect_shim(rig, NOBODY);
+}
+
+static void attach(Rig *rig, int shim)
+{
+	PfBrokerRequest device = fake_broker_next(rig->fd, PF_BROKER_OPEN_USERFAULTFD);
+
+	fake_broker_answer(rig->fd, &device, open("/dev/null", O_RDWR | O_CLOEXEC));
+	expect(shim, PF_SHIM_ATTACH);
+}
+
+static int converse(Rig *rig, Stage stage, PfBrokerRequest *device)
+{
+	int shim = connect_announced(rig);
+
 	if (stage == CONNECTED)
 		return shim;
-	say_hello(shim);
-	assert_int_equal(hear(shim, &id), PF_SHIM_RELEASE);
-	if (stage == RELEASING)
+	say_hello_with(shim, PF_SHIM_VERSION, stage == RETURNING ? PF_SHIM_HAS_STORE : 0, 0);
+	if (stage == RETURNING)
 		return shim;
-	say(shim, PF_SHIM_RELEASED, id, NULL, 0);
 	*device = fake_broker_next(rig->fd, PF_BROKER_OPEN_USERFAULTFD);
 	if (stage == OPENING)
 		return shim;
@@ -216,8 +291,10 @@ static void test_out_of_turn(void **state)
 	} wrong[] = {
 		{CONNECTED, PF_SHIM_READY},
 		{CONNECTED, PF_SHIM_RELEASED},
-		{RELEASING, PF_SHIM_HELLO},
-		{RELEASING, PF_SHIM_READY},
+		{CONNECTED, PF_SHIM_LISTED},
+		{RETURNING, PF_SHIM_HELLO},
+		{RETURNING, PF_SHIM_READY},
+		{RETURNING, PF_SHIM_RELEASED},
 		{OPENING, PF_SHIM_HELLO},
 		{OPENING, PF_SHIM_READY},
 		{OPENING, PF_SHIM_RELEASED},
@@ -226,22 +303,24 @@ static void test_out_of_turn(void **state)
 		{READY, PF_SHIM_HELLO},
 		{READY, PF_SHIM_READY},
 		{READY, PF_SHIM_RELEASED},
+		{READY, PF_SHIM_LISTED},
 	};
+	const PfShimListed listed = {0};
 
 	for (size_t i = 0; i < G_N_ELEMENTS(wrong); i++) {
 		PfBrokerRequest device;
 		int shim = converse(rig, wrong[i].stage, &device);
-		uint64_t id;
 
 		if (wrong[i].type == PF_SHIM_HELLO)
 			say_hello(shim);
 		else if (wrong[i].type == PF_SHIM_READY)
 			say_ready(shim, PF_SHIM_READY_OK);
+		else if (wrong[i].type == PF_SHIM_LISTED)
+			say(shim, PF_SHIM_LISTED, 2, &listed, sizeof listed);
 		else
 			say(shim, PF_SHIM_RELEASED, 1, NULL, 0);
 		wait_for_reason(rig, "out of turn");
-		assert_int_equal(hear(shim, &id), 0);
-		close(shim);
+		expect_closed(shim);
 		/* Too late for that one: nobody gets it. */
 		if (wrong[i].stage == OPENING)
 			fake_broker_answer(rig->fd, &device, open("/dev/null", O_RDWR | O_CLOEXEC));
@@ -282,14 +361,14 @@ static void test_freed_while_answers_are_awaited(void **state)
 	/* Only now do they hear of it. */
 	while (g_main_context_iteration(NULL, FALSE))
 		;
-	assert_int_equal(hear(shim, &device.id), 0);
-	close(shim);
+	expect_closed(shim);
 }
 
 static void test_second_service(void **state)
 {
 	Rig *rig = *state;
-	PfServiceConfig config = {.shim_socket = rig->socket};
+	PfServiceConfig config = {
+		.shim_socket = rig->socket, .thp = PF_THP_ALL, .fusion = PF_FUSION_DEFAULTS};
 	g_autoptr(GError) error = NULL;
 	PfBrokerRequest device;
 	int fd, second = fake_broker_start(&fd);
@@ -361,8 +440,141 @@ static void test_no_descriptors(void **state)
 {
 	Rig *rig = *state;
 
-	expect_trouble(rig, 0, "Too many open files");
-	expect_trouble(rig, 2, "no memfd to receive pages in: Too many open files");
+	expect_trouble(rig, 0, "no memfd to receive pages in: Too many open files");
+}
+
+static void test_no_descriptor_for_the_store(void **state)
+{
+	Rig *rig = *state;
+	struct rlimit old, low;
+	PfBrokerRequest device;
+	int shim = converse(rig, ATTACHING, &device);
+
+	assert_int_equal(getrlimit(RLIMIT_NOFILE, &old), 0);
+	low = old;
+	low.rlim_cur = limit_that_leaves(0);
+	assert_int_equal(setrlimit(RLIMIT_NOFILE, &low), 0);
+	say_ready(shim, PF_SHIM_READY_OK);
+	wait_for_reason(rig, "there is no store for it");
+	assert_int_equal(setrlimit(RLIMIT_NOFILE, &old), 0);
+	expect_closed(shim);
+	close(converse(rig, READY, &device));
+}
+
+/* What a shim can hold that is not the group's store: everything is released, and it gets the right one. */
+static void test_foreign_store(void **state)
+{
+	Rig *rig = *state;
+	PfBrokerRequest device;
+	int shim = converse(rig, RETURNING, &device);
+	int store = memfd_create("pagefusion-default", MFD_ALLOW_SEALING | MFD_CLOEXEC);
+
+	assert_true(store >= 0);
+	return_store(shim, store);
+	close(store);
+	release(shim);
+	attach(rig, shim);
+	say_ready(shim, PF_SHIM_READY_OK);
+	expect(shim, PF_SHIM_STORE);
+	expect(shim, PF_SHIM_STAGING);
+	close(shim);
+}
+
+static void test_store_comes_back(void **state)
+{
+	Rig *rig = *state;
+	PfBrokerRequest device;
+	int shim = converse(rig, ATTACHING, &device);
+	Heard store;
+
+	say_ready(shim, PF_SHIM_READY_OK);
+	store = hear(shim);
+	assert_int_equal(store.type, PF_SHIM_STORE);
+	assert_true(store.fd >= 0);
+	expect(shim, PF_SHIM_STAGING);
+	close(shim);
+	wait_for_reason(rig, "it has closed the connection");
+	shim = converse(rig, RETURNING, &device);
+	return_store(shim, store.fd);
+	attach(rig, shim);
+	say_ready(shim, PF_SHIM_READY_OK);
+	/* The list waits until the guest is known. */
+	wait_for_reason(rig, "no guest channel");
+	assert_false(is_readable(&shim));
+	close(shim);
+	close(store.fd);
+}
+
+static void test_shares_without_a_store(void **state)
+{
+	Rig *rig = *state;
+	int shim = connect_announced(rig);
+
+	say_hello_with(shim, PF_SHIM_VERSION, PF_SHIM_HAS_USERFAULTFD, 5);
+	wait_for_reason(rig, "it shares pages and has no store");
+	expect_closed(shim);
+}
+
+/* It is told to release everything, in words that every version has, and keeps its VM running. */
+static void test_foreign_version(void **state)
+{
+	Rig *rig = *state;
+	PfShimState unknown = {0};
+	int shim = connect_announced(rig);
+	int store = memfd_create("what it had", MFD_CLOEXEC);
+
+	say_hello_with(shim, PF_SHIM_VERSION + 6, PF_SHIM_HAS_STORE, 3);
+	return_store(shim, store);
+	close(store);
+	say(shim, 200, 0, &unknown, sizeof unknown);
+	release(shim);
+	wait_for_reason(rig, "the VM's shim speaks protocol 7 to 7 and this service 1: restart");
+	/* Nothing else is asked of it, and nothing that it says ends the connection. */
+	say(shim, PF_SHIM_LOST, 0, &unknown, 5);
+	say(shim, 201, 0, NULL, 0);
+	while (g_main_context_iteration(NULL, FALSE))
+		;
+	assert_false(is_readable(&shim));
+	wait_for_reason(rig, "speaks protocol 7 to 7");
+	close(shim);
+}
+
+static void test_refused_while_it_runs(void **state)
+{
+	Rig *rig = *state;
+	PfBrokerRequest device;
+	int shim = converse(rig, READY, &device);
+
+	g_strlcpy(rig->domain.refusal, "a device was plugged in", sizeof rig->domain.refusal);
+	fake_broker_domain(rig->fd, &rig->domain);
+	expect_closed(shim);
+	shim = connect_shim(rig, NOBODY);
+	say_hello(shim);
+	release(shim);
+	wait_for_reason(rig, "a device was plugged in");
+	rig->domain.refusal[0] = 0;
+	fake_broker_domain(rig->fd, &rig->domain);
+	expect_closed(shim);
+	shim = converse(rig, READY, &device);
+	/* The same when its flag is taken away. */
+	rig->domain.enabled = FALSE;
+	fake_broker_domain(rig->fd, &rig->domain);
+	expect_closed(shim);
+	wait_for_reason(rig, "turned off for it while it runs");
+}
+
+/* A VM that nobody wants fused may have been before: its shim is heard. */
+static void test_shim_of_a_refused_vm(void **state)
+{
+	Rig *rig = *state;
+	int shim;
+
+	rig->domain.enabled = FALSE;
+	shim = connect_announced(rig);
+	say_hello_with(shim, PF_SHIM_VERSION, PF_SHIM_HAS_STORE, 77);
+	release(shim);
+	wait_for_reason(rig, "turned off for it while it runs");
+	close(shim);
 }
 
 static void test_no_process_id(void **state)
@@ -382,7 +594,6 @@ static void test_reasons_are_logged_once(void **state)
 	Rig *rig = *state;
 	LogCapture log = capture_log();
 	PfBrokerRequest device;
-	uint64_t id;
 	int shim;
 
 	for (int i = 0; i < 3; i++) {
@@ -392,8 +603,7 @@ static void test_reasons_are_logged_once(void **state)
 	assert_int_equal(count_logged(&log, "gone: it has closed the connection"), 1);
 	for (int i = 0; i < 3 && getuid() == 0; i++) {
 		shim = connect_shim(rig, 0);
-		assert_int_equal(hear(shim, &id), 0);
-		close(shim);
+		expect_closed(shim);
 	}
 	assert_int_equal(count_logged(&log, "QEMU runs as root"), getuid() == 0 ? 1 : 0);
 	end_capture(&log);
@@ -410,6 +620,13 @@ int main(void)
 		TEST(test_second_service),
 		TEST(test_refusals_are_logged),
 		TEST(test_no_descriptors),
+		TEST(test_no_descriptor_for_the_store),
+		TEST(test_foreign_store),
+		TEST(test_store_comes_back),
+		TEST(test_shares_without_a_store),
+		TEST(test_foreign_version),
+		TEST(test_refused_while_it_runs),
+		TEST(test_shim_of_a_refused_vm),
 		TEST(test_no_process_id),
 		TEST(test_reasons_are_logged_once),
 	};

@@ -14,11 +14,12 @@
 #include <unistd.h>
 
 typedef struct Heard {
-	unsigned hello, ready, captured, fused, released, lost, state, closed;
+	unsigned hello, ready, captured, fused, released, lost, state, returned, listed, closed;
 	uint64_t id;
 	size_t n; /* results, or losses */
 	uint8_t last_result;
 	PfShimLost first_lost;
+	PfShimRun last_run;
 	PfShimLink *link;
 	bool close_in_event;
 } Heard;
@@ -77,6 +78,24 @@ static void on_state(void *userdata, const PfShimState *state)
 	((Heard *)userdata)->state++;
 }
 
+static void on_store_returned(void *userdata, const PfShimStore *store, int fd)
+{
+	((Heard *)userdata)->returned++;
+	assert_true(fcntl(fd, F_GETFD) >= 0);
+	close(fd);
+}
+
+static void on_listed(void *userdata, uint64_t id, const PfShimRun *runs, uint32_t n_runs)
+{
+	Heard *heard = userdata;
+
+	heard->listed++;
+	heard->id = id;
+	heard->n = n_runs;
+	if (n_runs > 0)
+		heard->last_run = runs[n_runs - 1];
+}
+
 static void on_closed(void *userdata, const char *reason)
 {
 	((Heard *)userdata)->closed++;
@@ -84,7 +103,17 @@ static void on_closed(void *userdata, const char *reason)
 }
 
 static const PfShimLinkEvents events = {
-	on_hello, on_ready, on_captured, on_fused, on_released, on_lost, on_state, on_closed};
+	.hello = on_hello,
+	.ready = on_ready,
+	.captured = on_captured,
+	.fused = on_fused,
+	.released = on_released,
+	.lost = on_lost,
+	.state = on_state,
+	.store_returned = on_store_returned,
+	.listed = on_listed,
+	.closed = on_closed,
+};
 
 typedef struct Pair {
 	int peer;
@@ -182,6 +211,47 @@ static void test_valid(void **unused)
 	free_pair(pair);
 }
 
+typedef struct List {
+	PfShimListed listed;
+	PfShimRun runs[2];
+} List;
+
+static void test_listed(void **unused)
+{
+	Pair *pair = new_pair();
+	List list = {{.n_runs = 2}, {{0x1000, 5, 3, 0}, {0x7000, 9, 70000, 0}}};
+
+	say(pair, PF_SHIM_LISTED, 4, &list, sizeof list);
+	assert_int_equal(pair->heard.listed, 1);
+	assert_int_equal(pair->heard.id, 4);
+	assert_int_equal(pair->heard.n, 2);
+	assert_int_equal(pair->heard.last_run.n_pages, 70000);
+	list.listed.n_runs = 0;
+	say(pair, PF_SHIM_LISTED, 5, &list, sizeof list.listed);
+	assert_int_equal(pair->heard.n, 0);
+	assert_int_equal(pair->heard.closed, 0);
+	free_pair(pair);
+}
+
+/* Of a foreign version: what is frozen is heard, the rest is passed over. */
+static void test_only_frozen(void **unused)
+{
+	Pair *pair = new_pair();
+	uint8_t bytes[40] = {0};
+
+	pf_shim_link_only_frozen(pair->link);
+	say(pair, 200, 0, bytes, sizeof bytes);
+	say(pair, PF_SHIM_STATE, 0, bytes, sizeof bytes);
+	say(pair, PF_SHIM_LOST, 0, bytes, sizeof bytes);
+	say(pair, PF_SHIM_RELEASED, 8, NULL, 0);
+	assert_int_equal(pair->heard.released, 1);
+	assert_int_equal(pair->heard.state + pair->heard.lost + pair->heard.closed, 0);
+	/* What is frozen must be as it ever was. */
+	say(pair, PF_SHIM_RELEASED, 8, bytes, 1);
+	assert_int_equal(pair->heard.closed, 1);
+	free_pair(pair);
+}
+
 /* Each ends the connection, once, and no event is heard. */
 static void refused(uint16_t type, const void *data, size_t size)
 {
@@ -191,7 +261,7 @@ static void refused(uint16_t type, const void *data, size_t size)
 	assert_int_equal(pair->heard.closed, 1);
 	assert_int_equal(pair->heard.captured + pair->heard.fused + pair->heard.lost +
 				 pair->heard.hello + pair->heard.ready + pair->heard.state +
-				 pair->heard.released,
+				 pair->heard.released + pair->heard.returned + pair->heard.listed,
 		0);
 	free_pair(pair);
 }
@@ -200,7 +270,23 @@ static void test_refused_payloads(void **unused)
 {
 	uint8_t bytes[PF_SHIM_MAX_MESSAGE] = {0}, bad_result[] = {PF_SHIM_DONE, PF_SHIM_N_RESULTS};
 	PfShimLost lost = {.hva = 0x1000, .n_pages = 1};
+	List list = {{.n_runs = 2}, {{0x1000, 5, 3, 0}, {0x7000, 9, 1, 0}}};
 
+	refused(PF_SHIM_LISTED, &list, 4);
+	refused(PF_SHIM_LISTED, &list, sizeof list - 1);
+	refused(PF_SHIM_LISTED, &list, sizeof list - sizeof list.runs[0]);
+	list.listed.n_runs = UINT32_MAX;
+	refused(PF_SHIM_LISTED, &list, sizeof list);
+	list = (List){{.n_runs = 2}, {{0x1000, 5, 3, 0}, {0x7001, 9, 1, 0}}};
+	refused(PF_SHIM_LISTED, &list, sizeof list);
+	list = (List){{.n_runs = 2}, {{0x1000, 5, 3, 0}, {0x7000, 9, 0, 0}}};
+	refused(PF_SHIM_LISTED, &list, sizeof list);
+	list = (List){{.n_runs = 2}, {{UINT64_MAX & ~0xfffull, 5, 2, 0}, {0x7000, 9, 1, 0}}};
+	refused(PF_SHIM_LISTED, &list, sizeof list);
+	list = (List){{.n_runs = 2}, {{0x1000, UINT64_MAX, 2, 0}, {0x7000, 9, 1, 0}}};
+	refused(PF_SHIM_LISTED, &list, sizeof list);
+	/* Without a descriptor it returns nothing. */
+	refused(PF_SHIM_STORE_RETURN, bytes, sizeof(PfShimStore));
 	refused(0, NULL, 0);
 	refused(PF_SHIM_FUSE, bytes, sizeof(PfShimRun)); /* an order, not an answer */
 	refused(PF_SHIM_HELLO, bytes, sizeof(PfShimHello) - 1);
@@ -277,6 +363,7 @@ static void test_descriptors_are_closed(void **unused)
 		say_raw(pair->peer, header, &store, sizeof store, announced[1]);
 	settle();
 	assert_int_equal(pair->heard.closed, 0);
+	assert_int_equal(pair->heard.returned, 10);
 	close(announced[1]);
 	expect_closed(announced[0]);
 	/* One that was not announced ends the connection, and is closed too. */
@@ -360,6 +447,8 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(test_valid),
+		cmocka_unit_test(test_listed),
+		cmocka_unit_test(test_only_frozen),
 		cmocka_unit_test(test_refused_payloads),
 		cmocka_unit_test(test_refused_headers),
 		cmocka_unit_test(test_descriptors_are_closed),

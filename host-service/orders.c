@@ -1,0 +1,208 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * At most MAX_ORDERS are with the shim at once, so that each has its place in the socket; one CAPTURE among them,
+ * because captures share the staging memfd. Fusion has no way to take an order back, so a capture that finds another
+ * one under way is held until that is answered.
+ */
+#include "host-service/orders.h"
+#include "common/log.h"
+#include <errno.h>
+#include <fcntl.h>
+#include <gio/gio.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#define MAX_ORDERS 4
+
+typedef struct Outstanding {
+	uint64_t id; /* 0: a free place */
+	PfOrderType type;
+	uint32_t n_pages;
+} Outstanding;
+
+struct PfOrders {
+	PfFusionVm *fusion;
+	PfGuest *guest;
+	PfHasher *hasher;
+	int staging;
+	Outstanding sent[MAX_ORDERS];
+	PfOrder *held; /* a capture that waits for the staging memfd, when has_held */
+	gboolean has_held;
+};
+
+static int make_staging(GError **error)
+{
+	int fd = memfd_create("pagefusion-staging", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+
+	if (fd >= 0 && ftruncate(fd, PF_SHIM_MAX_CAPTURE * PF_PAGE_SIZE) == 0 &&
+		fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) == 0)
+		return fd;
+	g_set_error(error, G_IO_ERROR, g_io_error_from_errno(errno),
+		"no memfd to receive pages in: %s", g_strerror(errno));
+	if (fd >= 0)
+		close(fd);
+	return -1;
+}
+
+PfOrders *pf_orders_new(PfFusionVm *fusion, PfGuest *guest, PfHasher *hasher, GError **error)
+{
+	int staging = make_staging(error);
+	PfOrders *orders;
+
+	if (staging < 0)
+		return NULL;
+	orders = g_new0(PfOrders, 1);
+	orders->fusion = fusion;
+	orders->guest = guest;
+	orders->hasher = hasher;
+	orders->staging = staging;
+	orders->held = g_new0(PfOrder, 1);
+	return orders;
+}
+
+void pf_orders_free(PfOrders *orders)
+{
+	if (!orders)
+		return;
+	close(orders->staging);
+	g_free(orders->held);
+	g_free(orders);
+}
+
+int pf_orders_staging(const PfOrders *orders)
+{
+	return orders->staging;
+}
+
+void pf_orders_reset(PfOrders *orders)
+{
+	orders->has_held = FALSE;
+	memset(orders->sent, 0, sizeof orders->sent);
+}
+
+static Outstanding *find_order(PfOrders *orders, uint64_t id)
+{
+	for (size_t i = 0; i < MAX_ORDERS; i++)
+		if (orders->sent[i].id == id)
+			return &orders->sent[i];
+	return NULL;
+}
+
+static gboolean capture_is_out(const PfOrders *orders)
+{
+	for (size_t i = 0; i < MAX_ORDERS; i++)
+		if (orders->sent[i].id != 0 && orders->sent[i].type == PF_ORDER_CAPTURE)
+			return TRUE;
+	return FALSE;
+}
+
+static void send_fuse(const PfOrders *orders, PfShimLink *shim, const PfOrder *order)
+{
+	static PfShimRun runs[PF_SHIM_MAX_RUNS];
+
+	for (uint32_t i = 0; i < order->n_runs; i++) {
+		const PfOrderRun *run = &order->runs[i];
+
+		/* A page outside what is located has hva 0, which is no RAM: the shim says so. */
+		runs[i] = (PfShimRun){
+			.hva = pf_guest_hva(orders->guest, run->gfn, run->n_pages).v,
+			.frame = run->frame.v,
+			.n_pages = run->n_pages,
+			.flags = run->may_break_huge ? PF_SHIM_RUN_MAY_BREAK_HUGE : 0,
+		};
+	}
+	pf_shim_link_send(shim, PF_SHIM_FUSE, order->id, runs, order->n_runs * sizeof *runs, -1);
+}
+
+static void send_capture(const PfOrders *orders, PfShimLink *shim, const PfOrder *order)
+{
+	PfShimCapture pages[PF_SHIM_MAX_CAPTURE];
+	uint32_t n = 0;
+
+	for (uint32_t i = 0; i < order->n_runs; i++)
+		for (uint32_t k = 0; k < order->runs[i].n_pages && n < PF_SHIM_MAX_CAPTURE;
+			k++, n++)
+			pages[n] = (PfShimCapture){
+				pf_guest_hva(orders->guest, (PfGfn){order->runs[i].gfn.v + k}, 1).v,
+				n, 0};
+	pf_shim_link_send(shim, PF_SHIM_CAPTURE, order->id, pages, n * sizeof *pages, -1);
+}
+
+void pf_orders_pump(PfOrders *orders, PfShimLink *shim)
+{
+	const PfOrder *order = orders->held;
+	Outstanding *place;
+
+	while ((place = find_order(orders, 0))) {
+		if (!orders->has_held &&
+			!pf_fusion_next_order(orders->fusion, orders->held, g_get_monotonic_time()))
+			return;
+		orders->has_held = order->type == PF_ORDER_CAPTURE && capture_is_out(orders);
+		if (orders->has_held)
+			return;
+		*place = (Outstanding){order->id, order->type, order->n_pages};
+		if (order->type == PF_ORDER_CAPTURE)
+			send_capture(orders, shim, order);
+		else
+			send_fuse(orders, shim, order);
+	}
+}
+
+/* The order that an answer is for, and no other kind; its place is free then. */
+static gboolean end_order(PfOrders *orders, uint64_t id, PfOrderType type, uint32_t n_pages)
+{
+	Outstanding *order = id != 0 ? find_order(orders, id) : NULL;
+
+	if (!order || order->type != type || order->n_pages != n_pages)
+		return FALSE;
+	*order = (Outstanding){0};
+	return TRUE;
+}
+
+typedef struct Captured {
+	PfStore *store;
+	const uint8_t (*pages)[PF_PAGE_SIZE];
+} Captured;
+
+static bool publish(void *userdata, uint32_t page, PfFrame frame)
+{
+	const Captured *captured = userdata;
+	int error = pf_store_write(captured->store, frame, captured->pages[page]);
+
+	if (error)
+		pf_warning("a frame cannot be written to the store: %s", g_strerror(-error));
+	return error == 0;
+}
+
+gboolean pf_orders_captured(
+	PfOrders *orders, PfStore *store, uint64_t id, const uint8_t *answer, uint32_t n_pages)
+{
+	static uint8_t pages[PF_SHIM_MAX_CAPTURE][PF_PAGE_SIZE];
+	uint8_t results[PF_SHIM_MAX_CAPTURE];
+	PfDigest digests[PF_SHIM_MAX_CAPTURE];
+	Captured captured = {store, pages};
+	PfCapture capture = {results, digests, publish, &captured};
+
+	if (!end_order(orders, id, PF_ORDER_CAPTURE, n_pages))
+		return FALSE;
+	/* Our copy is hashed, and our copy is published: what QEMU does to the staging memfd
+	 * meanwhile is its own affair. */
+	for (uint32_t i = 0; i < n_pages; i++) {
+		results[i] = answer[i];
+		if (results[i] != PF_SHIM_DONE)
+			continue;
+		if (pread(orders->staging, pages[i], PF_PAGE_SIZE, (off_t)(i * PF_PAGE_SIZE)) !=
+				(ssize_t)PF_PAGE_SIZE ||
+			pf_hasher_page(orders->hasher, pages[i], &digests[i]) != 0)
+			results[i] = PF_SHIM_FAILED;
+	}
+	return pf_fusion_captured(orders->fusion, id, n_pages, &capture, g_get_monotonic_time()) ==
+	       0;
+}
+
+gboolean pf_orders_fused(PfOrders *orders, uint64_t id, const uint8_t *results, uint32_t n_pages)
+{
+	return end_order(orders, id, PF_ORDER_FUSE, n_pages) &&
+	       pf_fusion_fused(orders->fusion, id, n_pages, results, g_get_monotonic_time()) == 0;
+}

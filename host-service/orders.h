@@ -1,0 +1,28 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#pragma once
+/* The orders that a VM's shim has: fusion's, in the shim's terms, and its answers back. */
+#include "common/digest.h"
+#include "host-service/fusion.h"
+#include "host-service/guest.h"
+#include "host-service/shim_link.h"
+#include "host-service/store.h"
+
+typedef struct PfOrders PfOrders;
+
+/* All three must live as long as the orders. NULL with error set: no memory for captures to come back in. */
+PfOrders *pf_orders_new(PfFusionVm *fusion, PfGuest *guest, PfHasher *hasher, GError **error);
+void pf_orders_free(PfOrders *orders);
+
+/* The memfd for STAGING; it stays theirs. */
+int pf_orders_staging(const PfOrders *orders);
+
+/* Sends what fusion has for this VM, as far as the shim has room. */
+void pf_orders_pump(PfOrders *orders, PfShimLink *shim);
+
+/* The shim is gone: nothing of it will be answered. */
+void pf_orders_reset(PfOrders *orders);
+
+/* Its answers; FALSE: that was not asked, so the shim has to go. Frames are written to the store. */
+gboolean pf_orders_captured(
+	PfOrders *orders, PfStore *store, uint64_t id, const uint8_t *answer, uint32_t n_pages);
+gboolean pf_orders_fused(PfOrders *orders, uint64_t id, const uint8_t *results, uint32_t n_pages);

@@ -1,0 +1,178 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * The kernel knows best when memory is short: pressure stall information says how long tasks waited
+ * for memory. A trigger, written to the file, makes its descriptor say POLLPRI when in two seconds
+ * some task waited for 300 ms, at most once in that time while it goes on. (Windows that are no
+ * multiple of two seconds are for CAP_SYS_RESOURCE alone, which the service need not have.) Nothing
+ * says that it is over, so it is when no event has come for a while.
+ *
+ * Where the kernel was built or started without it, or does not let us, MemAvailable is looked at
+ * now and then. Pressure begins below one share of MemTotal and ends above a larger one, so that it
+ * does not come and go with every page. What cannot be read changes nothing.
+ */
+#include "host-service/pressure.h"
+#include "common/log.h"
+#include <errno.h>
+#include <fcntl.h>
+#include <glib-unix.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#define TRIGGER       "some 300000 2000000" /* us of waiting in us */
+#define BEGIN_PERCENT 5u
+#define END_PERCENT   10u
+
+struct PfPressure {
+	PfPressureConfig config;
+	void (*changed)(void *userdata, gboolean pressure);
+	void *userdata;
+	gboolean pressure;
+	int trigger;     /* -1: none, meminfo is looked at instead */
+	GSource *events; /* of the trigger */
+	GSource *timer;  /* with a trigger: until pressure ends; else: until the next look */
+};
+
+static void drop_source(GSource **source)
+{
+	if (*source)
+		g_source_destroy(*source);
+	g_clear_pointer(source, g_source_unref);
+}
+
+static void start_timer(PfPressure *pressure, guint ms, GSourceFunc callback)
+{
+	drop_source(&pressure->timer);
+	pressure->timer = g_timeout_source_new(ms);
+	g_source_set_callback(pressure->timer, callback, pressure, NULL);
+	g_source_attach(pressure->timer, g_main_context_get_thread_default());
+}
+
+/* The last thing that a source does: changed() may free the pressure. */
+static void set_pressure(PfPressure *pressure, gboolean now)
+{
+	if (now == pressure->pressure)
+		return;
+	pressure->pressure = now;
+	pressure->changed(pressure->userdata, now);
+}
+
+/* The number behind a name like "MemTotal:"; FALSE when it is not there. */
+static gboolean read_kib(const char *meminfo, const char *name, guint64 *kib)
+{
+	const char *line = strstr(meminfo, name);
+	char *end;
+
+	if (!line)
+		return FALSE;
+	line += strlen(name);
+	errno = 0;
+	*kib = strtoull(line, &end, 10);
+	return end != line && errno == 0;
+}
+
+static gboolean on_look(gpointer data)
+{
+	PfPressure *pressure = data;
+	g_autofree char *meminfo = NULL;
+	guint64 total, available;
+
+	if (!g_file_get_contents(pressure->config.meminfo, &meminfo, NULL, NULL) ||
+		!read_kib(meminfo, "MemTotal:", &total) ||
+		!read_kib(meminfo, "MemAvailable:", &available))
+		return G_SOURCE_CONTINUE;
+	if (available < total / 100 * BEGIN_PERCENT)
+		set_pressure(pressure, TRUE);
+	else if (available > total / 100 * END_PERCENT)
+		set_pressure(pressure, FALSE);
+	return G_SOURCE_CONTINUE;
+}
+
+static gboolean on_quiet(gpointer data)
+{
+	PfPressure *pressure = data;
+
+	drop_source(&pressure->timer);
+	set_pressure(pressure, FALSE);
+	return G_SOURCE_REMOVE;
+}
+
+static void drop_trigger(PfPressure *pressure)
+{
+	drop_source(&pressure->events);
+	if (pressure->trigger >= 0)
+		close(pressure->trigger);
+	pressure->trigger = -1;
+}
+
+static gboolean on_event(gint fd, GIOCondition condition, gpointer data)
+{
+	PfPressure *pressure = data;
+
+	if (condition & (G_IO_ERR | G_IO_HUP | G_IO_NVAL)) {
+		pf_warning("the kernel has ended its watch for memory pressure: MemAvailable is "
+			   "looked at instead");
+		drop_trigger(pressure);
+		start_timer(pressure, pressure->config.look_ms, on_look);
+		return G_SOURCE_REMOVE;
+	}
+	start_timer(pressure, pressure->config.quiet_ms, on_quiet);
+	set_pressure(pressure, TRUE);
+	return G_SOURCE_CONTINUE;
+}
+
+/* The descriptor of a trigger, or -1 with errno. */
+static int open_trigger(const char *path)
+{
+	int fd = open(path, O_RDWR | O_NONBLOCK | O_NOCTTY | O_CLOEXEC), code;
+
+	if (fd < 0 || write(fd, TRIGGER, sizeof(TRIGGER)) == sizeof(TRIGGER))
+		return fd;
+	code = errno;
+	close(fd);
+	errno = code;
+	return -1;
+}
+
+PfPressure *pf_pressure_new_with(const PfPressureConfig *config,
+	void (*changed)(void *userdata, gboolean pressure), void *userdata)
+{
+	PfPressure *pressure = g_new0(PfPressure, 1);
+
+	pressure->config = *config;
+	pressure->changed = changed;
+	pressure->userdata = userdata;
+	pressure->trigger = open_trigger(config->psi);
+	if (pressure->trigger < 0) {
+		pf_info("no trigger for memory pressure on %s (%s): MemAvailable is looked at "
+			"instead",
+			config->psi, g_strerror(errno));
+		start_timer(pressure, config->look_ms, on_look);
+		return pressure;
+	}
+	pressure->events = g_unix_fd_source_new(pressure->trigger, G_IO_PRI | G_IO_ERR);
+	g_source_set_callback(pressure->events, G_SOURCE_FUNC(on_event), pressure, NULL);
+	g_source_attach(pressure->events, g_main_context_get_thread_default());
+	return pressure;
+}
+
+PfPressure *pf_pressure_new(void (*changed)(void *userdata, gboolean pressure), void *userdata)
+{
+	static const PfPressureConfig host = {
+		.psi = "/proc/pressure/memory",
+		.meminfo = "/proc/meminfo",
+		.quiet_ms = 10000,
+		.look_ms = 2000,
+	};
+
+	return pf_pressure_new_with(&host, changed, userdata);
+}
+
+void pf_pressure_free(PfPressure *pressure)
+{
+	if (!pressure)
+		return;
+	drop_trigger(pressure);
+	drop_source(&pressure->timer);
+	g_free(pressure);
+}

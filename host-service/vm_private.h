@@ -1,0 +1,64 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#pragma once
+/* A VM's record, and what its two files do for each other: vm.c and, for the conversation with the shim, vm_shim.c. */
+#include "host-service/guest.h"
+#include "host-service/listing.h"
+#include "host-service/orders.h"
+#include "host-service/vm.h"
+
+/* Which message of the conversation with the shim comes next. LOST and STATE come at any time. */
+typedef enum PfTalk {
+	TALK_HELLO,     /* HELLO */
+	TALK_FOREIGN,   /* RELEASED, and nothing more: there is no version in common */
+	TALK_RETURNING, /* STORE_RETURN */
+	TALK_RELEASING, /* RELEASED, of everything */
+	TALK_REFUSED,   /* none: the VM is not to be fused */
+	TALK_DEVICE,    /* none: the broker is asked for the device */
+	TALK_ATTACHING, /* READY, also after one that said no */
+	TALK_LOCATING,  /* none: the list waits for the guest to be located */
+	TALK_LISTING,   /* LISTED, then RELEASED */
+	TALK_TAKING,    /* none: the list is taken over */
+	TALK_SETTLING,  /* RELEASED, of what cannot be taken over */
+	TALK_READY,     /* answers to orders */
+} PfTalk;
+
+struct PfVm {
+	int refs; /* one for the owner, one for each answer of the broker that is awaited */
+	gboolean closed;
+	const PfVmContext *context;
+	char *name, *group_name;
+	PfGroup *group;
+	PfFusionVm *fusion;
+	PfGuest *guest;
+	PfOrders *orders;
+	PfThp thp;     /* in force */
+	char *refusal; /* why it is not to be fused at all; NULL: it is */
+
+	PfShimLink *shim;
+	guint shim_serial; /* counts shims: an answer meant for an earlier one is void */
+	PfTalk talk;
+	gboolean has_store;    /* the shim holds the group's store already */
+	char *shim_reason;     /* why it is not ready; NULL: it is, or on its way */
+	char *logged;          /* the newest reason that was logged, of any shim */
+	gboolean logged_ready; /* ready was logged after it */
+	gboolean logged_stop;  /* once: what has stopped in QEMU never starts again */
+	guint device_source, take_source;
+	PfListing *listing; /* LISTING to SETTLING */
+	PfShimState state;
+	char *reason; /* the newest that pf_vm_view() has made */
+};
+
+/* vm.c */
+void pf_vm_unref(PfVm *vm);
+
+/* vm_shim.c */
+
+/* The guest was located, or is no longer; it is located elsewhere than it was. */
+void pf_vm_shim_guest_changed(PfVm *vm);
+void pf_vm_shim_guest_moved(PfVm *vm);
+
+/* Fusion goes on with the numbers of the group's store, if there is one. */
+void pf_vm_adopt_store(PfVm *vm);
+
+/* Lets go of the shim, at the end of the VM. */
+void pf_vm_shim_free(PfVm *vm);

@@ -1,0 +1,480 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * Theory of operation
+ *
+ * A VM is fused when its guest is located (guest.c) and its shim is ready. PfTalk says how far the conversation with
+ * the shim is. A shim that is new maps nothing; it gets the userfaultfd device, the group's store and a staging memfd.
+ * One that was fused before, by an earlier connection or an earlier service, sends back the store that it has. If that
+ * is the group's store, or becomes it, the shim lists what it has fused, as soon as the guest is located (a page is
+ * known here by its gfn), and that is taken over (listing.c); if not, everything is released. Pages that cannot be
+ * taken over are released too, and only then the list is at its end: frames that nobody claimed may be freed after it.
+ *
+ * Behind LIST goes a RELEASE of nothing. Its answer tells that whatever was lost while the list was made has been
+ * heard; from then on a loss of what was not fused is a breach of the protocol.
+ *
+ * A shim that breaks the protocol or speaks out of turn is disconnected. It comes back by itself and goes through all
+ * of this again; a reason that was logged already is not logged at each of its attempts. What it has fused stays fused
+ * meanwhile, and stays counted. A VM that is refused, or whose flag is off, is disconnected as well, and released when
+ * it comes back.
+ */
+#include "host-service/vm_private.h"
+#include "common/log.h"
+#include "host-service/host_features.h"
+#include "host-service/received_fds.h"
+#include <errno.h>
+#include <string.h>
+#include <unistd.h>
+
+#define RELEASE_ID     1
+#define LIST_ID        2
+#define DEVICE_RETRY_S 2
+
+/* Takes the reason why the shim is not ready, and logs it when it is news. */
+static void set_reason(PfVm *vm, PfLogLevel level, char *reason)
+{
+	gboolean news = g_strcmp0(reason, vm->logged) != 0;
+
+	pf_log(news ? level : PF_LOG_DEBUG, "%s: %s", vm->name, reason);
+	g_free(vm->shim_reason);
+	vm->shim_reason = reason;
+	if (!news)
+		return;
+	g_free(vm->logged);
+	vm->logged = g_strdup(reason);
+	vm->logged_ready = FALSE;
+}
+
+static void speaks_out_of_turn(PfVm *vm)
+{
+	pf_shim_link_close(vm->shim, "it spoke out of turn");
+}
+
+static void update_ready(PfVm *vm)
+{
+	pf_fusion_set_ready(vm->fusion, vm->talk == TALK_READY && pf_guest_located(vm->guest));
+	vm->context->wanted(vm->context->userdata);
+}
+
+void pf_vm_shim_free(PfVm *vm)
+{
+	g_clear_pointer(&vm->shim, pf_shim_link_free);
+	g_clear_handle_id(&vm->device_source, g_source_remove);
+	g_clear_handle_id(&vm->take_source, g_source_remove);
+	g_clear_pointer(&vm->listing, pf_listing_free);
+}
+
+static void drop_shim(PfVm *vm)
+{
+	pf_vm_shim_free(vm);
+	vm->talk = TALK_HELLO;
+	vm->has_store = FALSE;
+	vm->shim_serial++;
+	g_clear_pointer(&vm->shim_reason, g_free);
+	memset(&vm->state, 0, sizeof vm->state);
+	pf_orders_reset(vm->orders);
+	pf_fusion_shim_away(vm->fusion);
+	update_ready(vm);
+}
+
+static void on_closed(void *userdata, const char *reason)
+{
+	PfVm *vm = userdata;
+
+	drop_shim(vm);
+	set_reason(vm, PF_LOG_WARNING, g_strdup_printf("the shim in QEMU is gone: %s", reason));
+}
+
+/* Answers */
+
+static void answered(PfVm *vm, gboolean asked)
+{
+	if (!asked)
+		pf_shim_link_close(vm->shim, "it answered what was not asked");
+	vm->context->wanted(vm->context->userdata);
+}
+
+static void on_captured(void *userdata, uint64_t id, const uint8_t *answer, uint32_t n_pages)
+{
+	PfVm *vm = userdata;
+
+	answered(vm, vm->talk == TALK_READY &&
+			     pf_orders_captured(vm->orders, pf_group_peek_store(vm->group), id,
+				     answer, n_pages));
+}
+
+static void on_fused(void *userdata, uint64_t id, const uint8_t *results, uint32_t n_pages)
+{
+	PfVm *vm = userdata;
+
+	answered(vm, vm->talk == TALK_READY && pf_orders_fused(vm->orders, id, results, n_pages));
+}
+
+/* FALSE: some of it was not fused. */
+static gboolean take_loss(PfVm *vm, const PfShimLost *lost, int64_t now_us)
+{
+	gboolean good = TRUE;
+
+	for (uint32_t done = 0, count; done < lost->n_pages; done += count) {
+		PfHva hva = {lost->hva + done * PF_PAGE_SIZE};
+		uint32_t left = lost->n_pages - done;
+		uint64_t in_range;
+		PfGfn gfn;
+
+		in_range = pf_guest_gfn(vm->guest, hva, &gfn);
+		count = in_range < left ? (uint32_t)in_range : left;
+		if (count == 0)
+			return FALSE;
+		good &= pf_fusion_lost(vm->fusion, gfn, (PfFrame){lost->frame + done}, count,
+				lost->loss, now_us) == 0;
+	}
+	return good;
+}
+
+static void release_all(PfVm *vm)
+{
+	vm->talk = TALK_RELEASING;
+	g_clear_handle_id(&vm->take_source, g_source_remove);
+	g_clear_pointer(&vm->listing, pf_listing_free);
+	pf_shim_link_send(vm->shim, PF_SHIM_RELEASE, RELEASE_ID, NULL, 0, -1);
+}
+
+static void on_lost(void *userdata, const PfShimLost *lost, size_t n)
+{
+	PfVm *vm = userdata;
+	int64_t now_us = g_get_monotonic_time();
+	gboolean good = TRUE;
+
+	if (vm->talk == TALK_LISTING || vm->talk == TALK_TAKING) {
+		if (!pf_listing_add_lost(vm->listing, lost, n))
+			pf_shim_link_close(vm->shim, "it has lost more than the VM can have");
+		return;
+	}
+	/* Before the list it speaks of what is not known here. */
+	if (vm->talk != TALK_READY && vm->talk != TALK_SETTLING)
+		return;
+	for (size_t i = 0; i < n; i++)
+		good &= take_loss(vm, &lost[i], now_us);
+	if (!good && vm->talk == TALK_READY)
+		pf_shim_link_close(vm->shim, "it lost what it did not have");
+	vm->context->wanted(vm->context->userdata);
+}
+
+static void on_state(void *userdata, const PfShimState *state)
+{
+	PfVm *vm = userdata;
+
+	if (state->stopped && !vm->logged_stop)
+		pf_error("%s: the shim has stopped fusing: %s", vm->name,
+			g_strerror(state->stopped_error));
+	vm->logged_stop |= state->stopped != 0;
+	vm->state = *state;
+}
+
+/* Getting ready */
+
+static void begin_fusing(PfVm *vm)
+{
+	g_autoptr(GError) error = NULL;
+	PfStore *store = pf_group_store(vm->group, &error);
+	PfShimStore message = {0};
+
+	g_clear_pointer(&vm->listing, pf_listing_free);
+	if (!store) {
+		set_reason(vm, PF_LOG_ERROR, g_strdup(error->message));
+		pf_shim_link_close(vm->shim, "there is no store for it");
+		return;
+	}
+	if (!vm->has_store) {
+		memcpy(message.group_id, pf_store_id(store), sizeof message.group_id);
+		pf_shim_link_send(vm->shim, PF_SHIM_STORE, 0, &message, sizeof message,
+			pf_store_readonly_fd(store));
+	}
+	vm->has_store = TRUE;
+	pf_shim_link_send(vm->shim, PF_SHIM_STAGING, 0, NULL, 0, pf_orders_staging(vm->orders));
+	vm->talk = TALK_READY;
+	pf_log(vm->logged_ready ? PF_LOG_DEBUG : PF_LOG_INFO, "%s: the shim is ready", vm->name);
+	vm->logged_ready = TRUE;
+	update_ready(vm);
+}
+
+/* Everything listed is taken over; what could not be has been released. */
+static void end_list(PfVm *vm)
+{
+	pf_fusion_list_end(vm->fusion, g_get_monotonic_time());
+	begin_fusing(vm);
+}
+
+static gboolean on_take(gpointer userdata)
+{
+	PfVm *vm = userdata;
+	const PfShimRange *refused;
+	size_t n;
+
+	if (pf_listing_step(vm->listing))
+		return G_SOURCE_CONTINUE;
+	vm->take_source = 0;
+	refused = pf_listing_refused(vm->listing, &n);
+	if (n == 0) {
+		end_list(vm);
+	} else if (refused) {
+		vm->talk = TALK_SETTLING;
+		pf_shim_link_send(
+			vm->shim, PF_SHIM_RELEASE, RELEASE_ID, refused, n * sizeof *refused, -1);
+	} else {
+		release_all(vm);
+	}
+	return G_SOURCE_REMOVE;
+}
+
+static void list(PfVm *vm)
+{
+	const PfShimRange nothing = {0, 0};
+
+	vm->talk = TALK_LISTING;
+	vm->listing = pf_listing_new(
+		vm->fusion, vm->guest, pf_group_peek_store(vm->group), vm->context->hasher);
+	pf_fusion_list_begin(vm->fusion);
+	pf_shim_link_send(vm->shim, PF_SHIM_LIST, LIST_ID, NULL, 0, -1);
+	pf_shim_link_send(vm->shim, PF_SHIM_RELEASE, RELEASE_ID, &nothing, sizeof nothing, -1);
+}
+
+static void on_listed(void *userdata, uint64_t id, const PfShimRun *runs, uint32_t n_runs)
+{
+	PfVm *vm = userdata;
+
+	if (vm->talk != TALK_LISTING || id != LIST_ID)
+		speaks_out_of_turn(vm);
+	else if (!pf_listing_add(vm->listing, runs, n_runs))
+		pf_shim_link_close(vm->shim, "it lists more than the VM can have");
+}
+
+void pf_vm_shim_guest_changed(PfVm *vm)
+{
+	if (vm->talk == TALK_LOCATING && pf_guest_located(vm->guest))
+		list(vm);
+	update_ready(vm);
+}
+
+void pf_vm_shim_guest_moved(PfVm *vm)
+{
+	if (vm->talk >= TALK_LISTING)
+		pf_shim_link_close(vm->shim, "the guest's RAM has changed");
+}
+
+static void attached(PfVm *vm)
+{
+	if (!vm->has_store) {
+		begin_fusing(vm);
+		return;
+	}
+	vm->talk = TALK_LOCATING;
+	pf_vm_shim_guest_changed(vm);
+}
+
+static void on_ready(void *userdata, const PfShimReady *ready)
+{
+	g_autofree char *names = NULL;
+	PfVm *vm = userdata;
+
+	if (vm->talk != TALK_ATTACHING) {
+		speaks_out_of_turn(vm);
+		return;
+	}
+	g_clear_pointer(&vm->shim_reason, g_free);
+	switch (ready->code) {
+	case PF_SHIM_READY_OK:
+		attached(vm);
+		return;
+	case PF_SHIM_READY_NO_BLOCKS:
+		vm->shim_reason = g_strdup("QEMU has no RAM of private anonymous memory");
+		return;
+	case PF_SHIM_READY_NO_FEATURES:
+		names = pf_host_feature_names(ready->missing_features);
+		set_reason(vm, PF_LOG_ERROR, g_strdup_printf("the host's kernel lacks %s", names));
+		return;
+	default:
+		set_reason(vm, PF_LOG_ERROR,
+			g_strdup_printf("the shim cannot start: %s", g_strerror(ready->error)));
+	}
+}
+
+static gboolean on_device_again(gpointer userdata);
+
+/* A kernel without the device does not get one; any other error may pass. */
+static void no_device(PfVm *vm, const GError *error)
+{
+	set_reason(vm, PF_LOG_ERROR, g_strdup(error->message));
+	if (!g_error_matches(error, G_IO_ERROR, G_IO_ERROR_NOT_SUPPORTED))
+		vm->device_source = g_timeout_add_seconds(DEVICE_RETRY_S, on_device_again, vm);
+}
+
+typedef struct Attach {
+	PfVm *vm; /* a reference */
+	guint serial;
+} Attach;
+
+static void on_device(GObject *source, GAsyncResult *result, gpointer userdata)
+{
+	g_autofree Attach *attach = userdata;
+	PfVm *vm = attach->vm;
+	g_autoptr(GError) error = NULL;
+	int fd = pf_broker_open_userfaultfd_finish(result, &error);
+
+	if (!vm->closed && attach->serial == vm->shim_serial) {
+		if (fd >= 0) {
+			g_clear_pointer(&vm->shim_reason, g_free);
+			vm->talk = TALK_ATTACHING;
+			pf_shim_link_send(vm->shim, PF_SHIM_ATTACH, 1, NULL, 0, fd);
+		} else {
+			no_device(vm, error);
+		}
+	}
+	if (fd >= 0)
+		close(fd);
+	pf_vm_unref(vm);
+}
+
+static void ask_for_device(PfVm *vm)
+{
+	Attach *attach = g_new(Attach, 1);
+
+	vm->talk = TALK_DEVICE;
+	vm->refs++;
+	*attach = (Attach){vm, vm->shim_serial};
+	pf_broker_open_userfaultfd(vm->context->broker, on_device, attach);
+}
+
+static gboolean on_device_again(gpointer userdata)
+{
+	PfVm *vm = userdata;
+
+	vm->device_source = 0;
+	ask_for_device(vm);
+	return G_SOURCE_REMOVE;
+}
+
+static void maps_nothing(PfVm *vm)
+{
+	pf_fusion_shim_empty(vm->fusion);
+	vm->context->wanted(vm->context->userdata);
+	if (vm->talk == TALK_FOREIGN)
+		return;
+	if (vm->refusal)
+		vm->talk = TALK_REFUSED;
+	else
+		ask_for_device(vm);
+}
+
+static void on_released(void *userdata, uint64_t id)
+{
+	PfVm *vm = userdata;
+
+	if (id != RELEASE_ID) {
+		speaks_out_of_turn(vm);
+	} else if (vm->talk == TALK_RELEASING || vm->talk == TALK_FOREIGN) {
+		maps_nothing(vm);
+	} else if (vm->talk == TALK_LISTING) {
+		vm->talk = TALK_TAKING;
+		vm->take_source = g_idle_add(on_take, vm);
+	} else if (vm->talk == TALK_SETTLING) {
+		end_list(vm);
+	} else {
+		speaks_out_of_turn(vm);
+	}
+}
+
+void pf_vm_adopt_store(PfVm *vm)
+{
+	const PfStore *store = pf_group_peek_store(vm->group);
+
+	if (store)
+		pf_fusion_adopt_store(vm->fusion, pf_store_first_own(store));
+}
+
+static void on_store_returned(void *userdata, const PfShimStore *store, int fd)
+{
+	PfVm *vm = userdata;
+	const char *why;
+
+	/* Refused, or of a foreign version, it is told to release everything in any case. */
+	if (vm->talk == TALK_FOREIGN || vm->talk == TALK_RELEASING) {
+		pf_received_fds_close_later(fd);
+		return;
+	}
+	if (vm->talk != TALK_RETURNING) {
+		pf_received_fds_close_later(fd);
+		speaks_out_of_turn(vm);
+		return;
+	}
+	if (!pf_group_take_returned(vm->group, fd, &why)) {
+		pf_info("%s: what it shares is released: %s", vm->name, why);
+		release_all(vm);
+		return;
+	}
+	pf_vm_adopt_store(vm);
+	vm->has_store = TRUE;
+	ask_for_device(vm);
+}
+
+/* Only fusing needs a version in common: it goes on revoking by itself, and what it has can be released. */
+static void on_foreign(PfVm *vm, const PfShimHello *hello)
+{
+	pf_shim_link_only_frozen(vm->shim);
+	release_all(vm);
+	vm->talk = TALK_FOREIGN;
+	set_reason(vm, PF_LOG_WARNING,
+		g_strdup_printf("the VM's shim speaks protocol %u to %u and this service %u: "
+				"restart the VM to load the installed one",
+			hello->version_oldest, hello->version, PF_SHIM_VERSION));
+}
+
+static void on_hello(void *userdata, const PfShimHello *hello)
+{
+	PfVm *vm = userdata;
+
+	if (vm->talk != TALK_HELLO)
+		speaks_out_of_turn(vm);
+	else if (hello->version_oldest > PF_SHIM_VERSION || hello->version < PF_SHIM_VERSION)
+		on_foreign(vm, hello);
+	else if (hello->page_size != PF_PAGE_SIZE)
+		pf_shim_link_close(vm->shim, "its page size is not ours");
+	else if (vm->refusal)
+		release_all(vm);
+	else if (hello->flags & PF_SHIM_HAS_STORE)
+		vm->talk = TALK_RETURNING;
+	else if (hello->fused_pages > 0)
+		pf_shim_link_close(vm->shim, "it shares pages and has no store");
+	else
+		maps_nothing(vm);
+}
+
+static const PfShimLinkEvents shim_events = {
+	.hello = on_hello,
+	.ready = on_ready,
+	.captured = on_captured,
+	.fused = on_fused,
+	.released = on_released,
+	.lost = on_lost,
+	.state = on_state,
+	.store_returned = on_store_returned,
+	.listed = on_listed,
+	.closed = on_closed,
+};
+
+void pf_vm_take_shim(PfVm *vm, PfShimLink *link)
+{
+	drop_shim(vm);
+	if (pf_shim_link_uid(link) == 0) {
+		/* Root could write to the store through /proc, and so into every VM of the group.
+		 */
+		set_reason(vm, PF_LOG_ERROR,
+			g_strdup("QEMU runs as root: set user and group in /etc/libvirt/qemu.conf "
+				 "to another user and start the VM again"));
+		pf_shim_link_free(link);
+		/* No service ever gave it a store. */
+		pf_fusion_shim_empty(vm->fusion);
+		return;
+	}
+	vm->shim = link;
+	pf_shim_link_start(link, &shim_events, vm);
+}
