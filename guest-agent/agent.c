@@ -123,13 +123,26 @@ static int pause_scan(void *userdata)
 	return ended(agent);
 }
 
+/* Memory is plugged and unplugged; where RAM is, only a hello says. */
+static int read_ram(Agent *agent)
+{
+	PfRam before = agent->facts.ram;
+	int r = pf_facts_read_ram(&agent->facts.ram);
+
+	if (r == 0 && !pf_ram_equal(&before, &agent->facts.ram)) {
+		pf_conversation_restart(agent->conversation);
+		agent->next_knock_ms = now_ms() + FIRST_KNOCK_MS;
+	}
+	return r;
+}
+
 static void scan(Agent *agent)
 {
 	PfScanStats stats;
 	int r;
 
 	agent->rescan = false;
-	r = pf_facts_read_ram(&agent->facts.ram);
+	r = read_ram(agent);
 	if (r == 0)
 		r = pf_scanner_run(agent->scanner, &agent->facts.ram, pause_scan, agent, &stats);
 	agent->next_scan_ms = now_ms() + agent->interval_ms;

@@ -81,6 +81,17 @@ void pf_conversation_knock(PfConversation *conversation, bool flush)
 	conversation->flush_due = flush;
 }
 
+void pf_conversation_restart(PfConversation *conversation)
+{
+	if (conversation->session_id == 0)
+		return;
+	if (!conversation->out_begun)
+		drop_output(conversation);
+	conversation->session_id = 0;
+	conversation->hello_due = false;
+	pf_conversation_knock(conversation, false);
+}
+
 static void start_session(PfConversation *conversation, const PfHostMessage *hello)
 {
 	if (!conversation->out_begun)

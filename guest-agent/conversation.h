@@ -19,6 +19,9 @@ void pf_conversation_free(PfConversation *conversation);
  */
 void pf_conversation_knock(PfConversation *conversation, bool flush);
 
+/* What only our hello says has changed: ends the session that stands, and asks for a new one. */
+void pf_conversation_restart(PfConversation *conversation);
+
 /* Bytes came from the host. 0 or -ENOMEM. */
 int pf_conversation_feed(PfConversation *conversation, const uint8_t *data, size_t size);
 

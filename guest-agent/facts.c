@@ -1,14 +1,16 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 /*
  * RAM is what /proc/iomem calls "System RAM" on its top level; the kernel's own image and reserved
- * stretches are indented below it and belong to it. Ranges need not begin or end with a page: they
- * are cut inwards. A reader without CAP_SYS_ADMIN sees zeros for all addresses, which leaves no
- * range at all.
+ * stretches are indented below it and belong to it. What a driver added, such as virtio-mem, is
+ * indented below its device, and the driver's name stands behind it. Ranges need not begin or end
+ * with a page: they are cut inwards. A reader without CAP_SYS_ADMIN sees zeros for all addresses,
+ * which leaves no range at all.
  */
 #include "guest-agent/facts.h"
 #include "common/log.h"
 #include <errno.h>
 #include <inttypes.h>
+#include <string.h>
 #include <sys/utsname.h>
 #include <unistd.h>
 
@@ -28,6 +30,14 @@ static void add_range(PfRam *ram, uint64_t first, uint64_t end)
 	}
 }
 
+static bool is_ram(const char *name, bool top_level)
+{
+	static const char by_driver[] = "System RAM (";
+
+	return (top_level && strcmp(name, "System RAM\n") == 0) ||
+	       strncmp(name, by_driver, strlen(by_driver)) == 0;
+}
+
 void pf_ram_parse(PfRam *ram, FILE *iomem)
 {
 	char line[256];
@@ -37,14 +47,24 @@ void pf_ram_parse(PfRam *ram, FILE *iomem)
 		uint64_t first, last;
 		int name = 0;
 
-		if (line[0] == ' ' ||
-			sscanf(line, "%16" SCNx64 "-%16" SCNx64 " : %n", &first, &last, &name) !=
-				2 ||
-			name == 0 || strcmp(line + name, "System RAM\n") != 0 || last == UINT64_MAX)
+		if (sscanf(line, "%16" SCNx64 "-%16" SCNx64 " : %n", &first, &last, &name) != 2 ||
+			name == 0 || !is_ram(line + name, line[0] != ' ') || last == UINT64_MAX)
 			continue;
 		add_range(ram, first / PF_PAGE_SIZE + (first % PF_PAGE_SIZE != 0),
 			(last + 1) / PF_PAGE_SIZE);
 	}
+}
+
+bool pf_ram_equal(const PfRam *a, const PfRam *b)
+{
+	if (a->n != b->n)
+		return false;
+	for (size_t i = 0; i < a->n; i++) {
+		if (a->ranges[i].first.v != b->ranges[i].first.v ||
+			a->ranges[i].n_pages != b->ranges[i].n_pages)
+			return false;
+	}
+	return true;
 }
 
 bool pf_ram_contains(const PfRam *ram, PfGfn gfn)

@@ -3,6 +3,7 @@
 /* What the agent says of its guest. */
 #include "common/page.h"
 #include "proto/limits.h"
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdio.h>
 
@@ -32,6 +33,7 @@ int pf_facts_read_ram(PfRam *ram);
 /* System RAM out of the text of /proc/iomem; what is malformed is skipped. */
 void pf_ram_parse(PfRam *ram, FILE *iomem);
 
+bool pf_ram_equal(const PfRam *a, const PfRam *b);
 bool pf_ram_contains(const PfRam *ram, PfGfn gfn);
 
 /* 16 bytes out of a UUID's text, a newline may follow. 0 or -EINVAL. */

@@ -28,7 +28,8 @@ typedef struct PfDomain {
 	gboolean enabled;  /* the flag: of the live definition while it runs, else of the persistent
 			      one */
 	gboolean active;   /* it has a QEMU process */
-	gint64 pid;        /* of that process, 0 when it has none */
+	gboolean has_shim; /* that process was started with the shim, or may have been */
+	gint64 pid;        /* of that process, 0 when it has none, or libvirt does not say (yet) */
 	guint64 memory_pages; /* maximal memory */
 } PfDomain;
 

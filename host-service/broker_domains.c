@@ -109,8 +109,8 @@ static void fill_from_xml(const PfDomainXml *xml, PfDomain *domain)
 	g_autofree char *refusal = pf_broker_domains_refusal(xml);
 	g_autofree char *channel = domain->active ? pf_domain_xml_channel(xml) : NULL;
 
-	domain->enabled =
-		pf_domain_xml_has_flag(xml) && (!domain->active || pf_domain_xml_has_shim(xml));
+	domain->has_shim = domain->active && pf_domain_xml_has_shim(xml);
+	domain->enabled = pf_domain_xml_has_flag(xml) && (!domain->active || domain->has_shim);
 	if (refusal)
 		g_strlcpy(domain->refusal, refusal, sizeof(domain->refusal));
 	if (channel)
@@ -159,8 +159,8 @@ static gboolean same_domain(const PfDomain *a, const PfDomain *b)
 	return strcmp(a->name, b->name) == 0 && strcmp(a->group, b->group) == 0 &&
 	       strcmp(a->state, b->state) == 0 && strcmp(a->refusal, b->refusal) == 0 &&
 	       strcmp(a->channel, b->channel) == 0 && a->thp == b->thp &&
-	       a->enabled == b->enabled && a->active == b->active && a->pid == b->pid &&
-	       a->memory_pages == b->memory_pages;
+	       a->enabled == b->enabled && a->active == b->active && a->has_shim == b->has_shim &&
+	       a->pid == b->pid && a->memory_pages == b->memory_pages;
 }
 
 static void emit_domain(PfBrokerDomains *domains, const PfDomain *domain)
@@ -184,6 +184,20 @@ static void emit_gone(PfBrokerDomains *domains, const char *uuid)
 		domains->emit(domains->userdata, &event);
 }
 
+/* It is there, and whether it runs and shares memory is not known. */
+static void emit_unread(PfBrokerDomains *domains, const char *uuid)
+{
+	PfDomain domain = {.group = PF_DOMAIN_GROUP,
+		.state = "unknown",
+		.refusal = "libvirt does not say what it is",
+		.active = TRUE,
+		.has_shim = TRUE};
+
+	g_strlcpy(domain.uuid, uuid, sizeof(domain.uuid));
+	g_strlcpy(domain.name, uuid, sizeof(domain.name));
+	emit_domain(domains, &domain);
+}
+
 /* Reads one domain; whether it should be looked at again soon. */
 static gboolean refresh(PfBrokerDomains *domains, const char *uuid)
 {
@@ -204,6 +218,8 @@ static gboolean refresh(PfBrokerDomains *domains, const char *uuid)
 	virDomainFree(handle);
 	if (found)
 		emit_domain(domains, &domain);
+	else if (!g_hash_table_contains(domains->known, uuid))
+		emit_unread(domains, uuid);
 	return !found || incomplete;
 }
 

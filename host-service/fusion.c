@@ -116,7 +116,7 @@ PfFusionVm *pf_fusion_add_vm(PfFusion *fusion, const char *group_name, void *use
 	vm->slot = free_slot(group);
 	group->vms->pdata[vm->slot] = vm;
 	group->n_vms++;
-	group->n_unknown++;
+	fusion->n_unknown++;
 	g_ptr_array_add(fusion->vms, vm);
 	return vm;
 }
@@ -151,7 +151,7 @@ void pf_fusion_remove_vm(PfFusionVm *vm)
 	g_ptr_array_unref(vm->orders);
 	g_ptr_array_remove_fast(group->fusion->vms, vm);
 	group->vms->pdata[vm->slot] = NULL;
-	group->n_unknown -= !vm->known;
+	group->fusion->n_unknown -= !vm->known;
 	if (--group->n_vms == 0)
 		group_free(group);
 	g_free(vm);
@@ -206,9 +206,14 @@ void pf_fusion_adopt_store(PfFusionVm *vm, uint64_t first_own)
 	pf_layout_init(&group->layout, next, LAYOUT_LIMIT);
 }
 
-bool pf_fusion_knows_all(const PfFusionVm *vm)
+void pf_fusion_set_complete(PfFusion *fusion, bool complete)
 {
-	return vm->group->first_own > 0 && vm->group->n_unknown == 0;
+	fusion->complete = complete;
+}
+
+bool pf_fusion_knows_all(const PfFusion *fusion)
+{
+	return fusion->complete && fusion->n_unknown == 0;
 }
 
 void pf_fusion_session_started(PfFusionVm *vm)

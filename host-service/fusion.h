@@ -11,8 +11,8 @@
  *   -> CAPTURING (one page of those that hold the digest is copied to become the frame)
  *   -> READY (a frame with its digest is in the store)  -> ORDERED  -> FUSED
  * and from any of these back: DROPPED (its bytes were not the hinted ones, or it was lost: nothing
- * happens until the guest reports it again), DELAYED (busy or not present: READY again after a
- * back-off).
+ * happens until the guest reports it again), DELAYED (refused for a reason that may pass, as busy or in
+ * a huge page: READY again after a back-off).
  *
  * Placement: a module (build-id, or else name and length) gets a range of frames as long as its
  * file, and a page's frame goes to the same place in it if that was never used; else behind
@@ -86,14 +86,19 @@ void pf_fusion_list_end(PfFusionVm *vm, int64_t now_us);
 
 /*
  * The VM's group goes on with the store of an earlier service, which has used the frame numbers below first_own. To be
- * called before the group has a frame of its own. These frames are freed only while every VM of the group is known.
+ * called before the group has a frame of its own. These frames are freed only while pf_fusion_knows_all().
  * Said again, for another VM or one whose shim came back, it changes nothing.
  */
 void pf_fusion_adopt_store(PfFusionVm *vm, uint64_t first_own);
 
-/* Whether the group has such a store, and what every VM of it maps is known: all else in the store below first_own
- * can go. */
-bool pf_fusion_knows_all(const PfFusionVm *vm);
+/*
+ * Whether every process that may map a frame of an earlier service is a VM here; false at start. A VM may have been of
+ * another group for that service, so this is asked for all groups together.
+ */
+void pf_fusion_set_complete(PfFusion *fusion, bool complete);
+
+/* Whether that is so, and what every VM maps is known: only then frames of earlier services can go. */
+bool pf_fusion_knows_all(const PfFusion *fusion);
 
 /*
  * Frames that nobody maps, that no order names and that too few VMs hint: calls freed() for each, after which it is

@@ -21,7 +21,7 @@
 
 /* What is counted anew over all groups. */
 typedef struct Totals {
-	uint64_t shared, frames, candidates, n_vms;
+	uint64_t shared, frames, candidates, n_vms, n_unknown;
 } Totals;
 
 /* What is counted anew over the pages of a VM. */
@@ -103,7 +103,7 @@ static bool starts_run(const PfFusionVm *vm, const PfPage *p)
 typedef struct GroupTotals {
 	GHashTable *
 		ordered; /* entry -> pages that are ORDERED to be fused to it, or in an order to capture it */
-	uint64_t delayed, n_pages, n_vms, n_unknown;
+	uint64_t delayed, n_pages, n_vms;
 } GroupTotals;
 
 static void count_ordered(GroupTotals *totals, uint32_t entry)
@@ -284,7 +284,7 @@ static const char *check_vm(const PfFusionVm *vm, Totals *totals, GroupTotals *o
 	totals->candidates += t.candidates;
 	totals->n_vms++;
 	of_group->n_pages += vm->pages.count;
-	of_group->n_unknown += !vm->known;
+	totals->n_unknown += !vm->known;
 	of_group->n_vms++;
 	return NULL;
 }
@@ -437,7 +437,6 @@ static const char *check_group(const PfFusionGroup *group, Totals *totals)
 		CHECK_ALL(check_vm(vm, totals, &of_group));
 	}
 	CHECK(of_group.n_vms == group->n_vms, "a group's number of VMs is wrong");
-	CHECK(of_group.n_unknown == group->n_unknown, "a group's unknown VMs are miscounted");
 	CHECK(of_group.n_pages == group->pages.n_items, "a page belongs to no VM");
 	CHECK_ALL(check_delayed(group, of_group.delayed));
 	return check_entries(group, &of_group, totals);
@@ -453,6 +452,7 @@ const char *pf_fusion_check(const PfFusion *fusion)
 	while (g_hash_table_iter_next(&iter, NULL, &group))
 		CHECK_ALL(check_group(group, &totals));
 	CHECK(totals.n_vms == fusion->vms->len, "a VM is in no group");
+	CHECK(fusion->n_unknown == totals.n_unknown, "the unknown VMs are miscounted");
 	CHECK(fusion->stats.shared == totals.shared, "the shared pages are miscounted");
 	CHECK(fusion->stats.frames == totals.frames, "the frames are miscounted");
 	CHECK(fusion->stats.candidates == totals.candidates, "the candidates are miscounted");

@@ -67,7 +67,7 @@ static void forget_frame(PfFusionGroup *group, uint32_t entry)
 	pf_entry_unframed(group, entry);
 }
 
-/* Where the unused frames go: *left of them at most. */
+/* Where the unused frames go: `left` of them at most. */
 typedef struct Freeing {
 	uint32_t left;
 	void (*freed)(void *userdata, const char *group, PfFrame frame);
@@ -94,6 +94,17 @@ static bool free_listed(PfFusionGroup *group, GArray *list, Freeing *freeing)
 	return true;
 }
 
+static bool is_listing(const PfFusionGroup *group)
+{
+	for (guint i = 0; i < group->vms->len; i++) {
+		const PfFusionVm *vm = group->vms->pdata[i];
+
+		if (vm && vm->shim == PF_VM_SHIM_LISTING)
+			return true;
+	}
+	return false;
+}
+
 bool pf_fusion_free_unused(PfFusion *fusion, uint32_t max_frames,
 	void (*freed)(void *userdata, const char *group, PfFrame frame), void *userdata)
 {
@@ -105,9 +116,13 @@ bool pf_fusion_free_unused(PfFusion *fusion, uint32_t max_frames,
 	while (g_hash_table_iter_next(&iter, NULL, &value)) {
 		PfFusionGroup *group = value;
 
+		/* What a list says last may be the only mapping left of what it has taken away first. */
+		if (is_listing(group))
+			continue;
 		if (!free_listed(group, group->unused, &freeing))
 			return false;
-		if (group->n_unknown == 0 && !free_listed(group, group->unused_adopted, &freeing))
+		if (pf_fusion_knows_all(fusion) &&
+			!free_listed(group, group->unused_adopted, &freeing))
 			return false;
 	}
 	return true;

@@ -18,12 +18,14 @@
  * Pages that are left alone in a huge page have queues of their own, because more than time can end
  * their delay. Memory of revokes: a page that was revoked n times in sequence has to wait 2^(n-1)
  * times the configured delay from the last revoke on before a new hint for it counts, an hour at
- * most; after six peaceful hours it starts anew.
+ * most. A page that was left in peace for sixteen times as long (six hours at most) starts anew: the page cache of a
+ * guest that works is reused all the time, and one revoke in a while costs less than a page that is not shared.
  */
 #include "host-service/fusion_private.h"
 
 #define SECOND           INT64_C(1000000)
 #define REVOKE_MAX_US    (3600 * SECOND)
+#define REVOKE_PEACE     16 /* times the delay */
 #define REVOKE_PEACE_US  (6 * 3600 * SECOND)
 #define REVOKE_MAX_LEVEL 13 /* 2^12 seconds are more than an hour */
 
@@ -92,13 +94,26 @@ static int64_t since_revoked_us(const PfFusionVm *vm, const PfPage *p)
 	return vm->group->fusion->now_us - (int64_t)p->when * PF_FUSION_TICK_US;
 }
 
+/* What the page has to wait after the last of its revokes. */
+static int64_t revoke_delay_us(const PfFusionVm *vm, const PfPage *p)
+{
+	return MIN(vm->group->fusion->revoke_delay_us << (p->revokes - 1), REVOKE_MAX_US);
+}
+
+static bool remembers_revokes(const PfFusionVm *vm, const PfPage *p)
+{
+	return p->revokes != 0 &&
+	       since_revoked_us(vm, p) <=
+		       MIN(REVOKE_PEACE * revoke_delay_us(vm, p), REVOKE_PEACE_US);
+}
+
 static void forget_if_idle(PfFusionVm *vm, uint32_t page)
 {
 	const PfPage *p = pf_page(vm->group, page);
 
 	if (p->state != PF_HINT_NONE || p->holder != 0)
 		return;
-	if (p->revokes != 0 && since_revoked_us(vm, p) <= REVOKE_PEACE_US)
+	if (remembers_revokes(vm, p))
 		return;
 	pf_index_remove(&vm->pages, page, gfn_hash, vm->group);
 	pf_pool_give(&vm->group->pages, page);
@@ -308,8 +323,7 @@ void pf_page_settle_new(PfFusionVm *vm, uint32_t page)
 		pf_page_settle(vm, page);
 		return;
 	}
-	wait_us = MIN(vm->group->fusion->revoke_delay_us << (p->revokes - 1), REVOKE_MAX_US) -
-		  since_revoked_us(vm, p);
+	wait_us = revoke_delay_us(vm, p) - since_revoked_us(vm, p);
 	if (wait_us <= 0) {
 		pf_page_settle(vm, page);
 		return;
@@ -322,7 +336,7 @@ void pf_page_revoked(PfFusionVm *vm, uint32_t page)
 {
 	PfPage *p = pf_page(vm->group, page);
 
-	if (p->revokes > 0 && since_revoked_us(vm, p) > REVOKE_PEACE_US)
+	if (!remembers_revokes(vm, p))
 		p->revokes = 0;
 	p->revokes = MIN(p->revokes + 1, REVOKE_MAX_LEVEL);
 	p->when = (uint32_t)(vm->group->fusion->now_us / PF_FUSION_TICK_US);

@@ -136,7 +136,6 @@ struct PfFusionGroup {
 	uint64_t seed;  /* of all hashes */
 	GPtrArray *vms; /* by slot; NULL where one has left */
 	uint32_t n_vms;
-	uint32_t n_unknown; /* VMs not known */
 	PfPool pages, holders, entries;
 	PfIndex digests;        /* entries */
 	PfIndex frames;         /* entries that have one, by frame */
@@ -158,6 +157,8 @@ struct PfFusion {
 			       counts from it */
 	int64_t now_us;     /* latest, since the epoch */
 	bool started;       /* epoch_us is set */
+	bool complete;      /* pf_fusion_set_complete() */
+	uint32_t n_unknown; /* VMs not known */
 	uint64_t last_order_id;
 	int64_t revoke_delay_us;
 	bool pressure;
@@ -291,10 +292,10 @@ void pf_group_tick(PfFusionGroup *group);
 /* When the next delay of the group ends, in ticks; false: there is none. */
 bool pf_group_next_tick(const PfFusionGroup *group, uint32_t *when);
 
-/* fusion_order.c */
-
-/* Time since the epoch; never goes back. */
+/* fusion.c: time since the epoch; never goes back. */
 int64_t pf_fusion_set_now(PfFusion *fusion, int64_t now_us);
+
+/* fusion_order.c */
 bool pf_vm_has_orders(const PfFusionVm *vm);
 
 /* None of the VM's orders will be answered. Pages to be captured are settled; those to be fused stay ORDERED. */

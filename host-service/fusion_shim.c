@@ -12,8 +12,8 @@
  * digest has none yet becomes that digest's frame. Else there are two frames with the same bytes: the
  * page has to give up the one that came late, for an index by digest can hold one only.
  *
- * A VM that was never heard of is not known: it may map any frame of an earlier service. The group
- * counts such VMs; fusion_frame.c waits for them. The knowledge stays when the shim goes away again.
+ * A VM that was never heard of is not known: it may map any frame of an earlier service. Such VMs
+ * are counted; fusion_frame.c waits for them. The knowledge stays when the shim goes away again.
  */
 #include "host-service/fusion_private.h"
 #include "host-service/store.h"
@@ -106,7 +106,7 @@ static void shim_is_away(PfFusionVm *vm)
 static void shim_is_here(PfFusionVm *vm)
 {
 	vm->shim = PF_VM_SHIM_HERE;
-	vm->group->n_unknown -= !vm->known;
+	vm->group->fusion->n_unknown -= !vm->known;
 	vm->known = true;
 }
 
@@ -215,7 +215,10 @@ static bool page_lost(PfFusionVm *vm, uint64_t gfn, uint64_t frame, PfShimLoss l
 		vm->stats.revoked++;
 		vm->group->fusion->stats.revoked++;
 	}
-	settle_unmapped(vm, page);
+	if (loss == PF_SHIM_LOST_RELEASED)
+		pf_page_settle_new(vm, page); /* its bytes are what they were */
+	else
+		settle_unmapped(vm, page);
 	return true;
 }
 

@@ -102,7 +102,7 @@ static void refuse(PfListing *listing, uint64_t hva)
 
 	if (last && last->hva + last->n_pages * PF_PAGE_SIZE == hva)
 		last->n_pages++;
-	else if (listing->refused->len <= MAX_REFUSED)
+	else if (listing->refused->len <= MAX_REFUSED) /* one more than fit says: too many */
 		g_array_append_val(listing->refused, range);
 }
 

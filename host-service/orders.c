@@ -27,11 +27,11 @@ struct PfOrders {
 	PfHasher *hasher;
 	int staging;
 	Outstanding sent[MAX_ORDERS];
-	PfOrder *held; /* a capture that waits for the staging memfd, when has_held */
-	gboolean has_held;
+	PfOrder *held;     /* room for one order of fusion's */
+	gboolean has_held; /* it is a capture that waits for the staging memfd */
 };
 
-static int make_staging(GError **error)
+int pf_orders_make_staging(GError **error)
 {
 	int fd = memfd_create("pagefusion-staging", MFD_CLOEXEC | MFD_ALLOW_SEALING);
 
@@ -45,14 +45,10 @@ static int make_staging(GError **error)
 	return -1;
 }
 
-PfOrders *pf_orders_new(PfFusionVm *fusion, PfGuest *guest, PfHasher *hasher, GError **error)
+PfOrders *pf_orders_new(PfFusionVm *fusion, PfGuest *guest, PfHasher *hasher, int staging)
 {
-	int staging = make_staging(error);
-	PfOrders *orders;
+	PfOrders *orders = g_new0(PfOrders, 1);
 
-	if (staging < 0)
-		return NULL;
-	orders = g_new0(PfOrders, 1);
 	orders->fusion = fusion;
 	orders->guest = guest;
 	orders->hasher = hasher;

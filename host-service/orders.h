@@ -9,8 +9,11 @@
 
 typedef struct PfOrders PfOrders;
 
-/* All three must live as long as the orders. NULL with error set: no memory for captures to come back in. */
-PfOrders *pf_orders_new(PfFusionVm *fusion, PfGuest *guest, PfHasher *hasher, GError **error);
+/* A memfd for captures to come back in, for pf_orders_new(); -1 with error set. */
+int pf_orders_make_staging(GError **error);
+
+/* staging is consumed; the others must live as long as the orders. */
+PfOrders *pf_orders_new(PfFusionVm *fusion, PfGuest *guest, PfHasher *hasher, int staging);
 void pf_orders_free(PfOrders *orders);
 
 /* The memfd for STAGING; it stays theirs. */

@@ -31,16 +31,25 @@
 
 #define MAX_UNMATCHED    64 /* shims that no VM is known for */
 #define UNMATCHED_MAX_US (30 * G_USEC_PER_SEC)
+#define ACCEPT_RETRY_S   1
 #define FREE_A_TURN      1024 /* frames */
 #define SWEEP_S          10 /* longer than the longest pause of a shim between two attempts to connect */
-#define SWEEP_SLACK_KIB                                                                            \
-	1024 /* beside the frames, in a store of ours: it costs less than looking for it */
+/* Beside the frames, in a store of ours: it costs less than looking for it. */
+#define STRANGER_QUIET_US (SWEEP_S * G_USEC_PER_SEC)
+#define SWEEP_SLACK_KIB   1024
 
 typedef struct Domain {
 	PfDomain domain;
 	PfVm *vm;      /* NULL unless it runs, and has the flag or a shim */
 	char *trouble; /* why there is none all the same; NULL: there is, or need not be */
 } Domain;
+
+/* libvirt says that it does not run any more, and its process is there still. */
+typedef struct Ending {
+	PfService *service;
+	PfVm *vm;
+	guint source;
+} Ending;
 
 typedef struct Unmatched {
 	PfShimLink *link;
@@ -56,12 +65,14 @@ struct PfService {
 	PfPressure *pressure;
 	gboolean is_under_pressure;
 	GHashTable *domains; /* uuid (in the value) -> Domain */
+	GQueue ending;       /* of Ending */
 	GQueue unmatched;    /* of Unmatched */
 	char *socket_path;
 	int lock, listener; /* -1: not ours */
 	guint listen_source, pump_source, tick_source, sweep_source;
-	gboolean had_time; /* every shim that was there at the start has had time to come back */
-	gboolean connected;
+	gboolean had_time;  /* every shim that was there at the start has had time to come back */
+	gint64 stranger_us; /* when a shim of no VM was last turned away */
+	gboolean connected, was_connected;
 	char *reason;
 	void (*closed)(void *userdata);
 	void *userdata;
@@ -70,22 +81,22 @@ struct PfService {
 /* Orders */
 
 /*
- * Whether it is known what all VMs of this one's group map. Frames of an earlier service would be made a second time
- * if orders began before that, but not for ever: a VM may be there whose shim never comes.
+ * Frames of an earlier service would be made a second time if orders began before all that share them have said so.
+ * But not for ever: a VM may be there whose shim never comes.
  */
-static gboolean is_settled(const PfService *service, const PfVm *vm)
+static gboolean may_order(const PfService *service, const PfVm *vm)
 {
 	const PfStore *store = pf_group_peek_store(pf_vm_group(vm));
 
 	return service->had_time || !store || pf_store_first_own(store) == PF_STORE_FIRST_FRAME ||
-	       pf_vm_group_is_known(vm);
+	       pf_fusion_knows_all(service->fusion);
 }
 
 static void pump_one(PfFusionVm *fusion_vm, void *userdata)
 {
 	PfVm *vm = pf_fusion_vm_userdata(fusion_vm);
 
-	if (is_settled(userdata, vm))
+	if (may_order(userdata, vm))
 		pf_vm_pump(vm);
 }
 
@@ -151,25 +162,28 @@ static void on_pressure(void *userdata, gboolean pressure)
 }
 
 /* A store with more in it than frames in use. */
-static void sweep_store(const PfVm *vm)
+static void sweep_store(const PfService *service, const PfVm *vm)
 {
 	PfStore *store = pf_group_peek_store(pf_vm_group(vm));
-	uint64_t expected_kib, freed_kib;
+	uint64_t expected_kib, freed_kib = 0;
 	gboolean earlier;
 
 	if (!store)
 		return;
 	earlier = pf_store_first_own(store) > PF_STORE_FIRST_FRAME;
-	if (earlier && !pf_vm_group_is_known(vm))
+	if (earlier && !pf_fusion_knows_all(service->fusion))
 		return;
 	/* The frames and the label. */
 	expected_kib = (pf_store_n_frames(store) + 1) * (PF_PAGE_SIZE / 1024);
-	if (pf_store_allocated_kib(store) <= expected_kib + (earlier ? 0 : SWEEP_SLACK_KIB))
-		return;
-	freed_kib = pf_store_sweep(store);
-	pf_info("trust group %s: %" G_GUINT64_FORMAT " KiB that nobody used went back to the host",
-		pf_vm_group_name(vm), (guint64)freed_kib);
+	if (pf_store_allocated_kib(store) > expected_kib + (earlier ? 0 : SWEEP_SLACK_KIB))
+		freed_kib = pf_store_sweep(store);
+	if (freed_kib > 0)
+		pf_info("trust group %s: %" G_GUINT64_FORMAT
+			" KiB that nobody used went back to the host",
+			pf_vm_group_name(vm), (guint64)freed_kib);
 }
+
+static void update_complete(PfService *service);
 
 static gboolean on_sweep(gpointer userdata)
 {
@@ -178,14 +192,14 @@ static gboolean on_sweep(gpointer userdata)
 	Domain *domain;
 
 	service->had_time = TRUE;
-	on_wanted(service);
+	update_complete(service);
 	if (!service->connected)
 		return G_SOURCE_CONTINUE;
 	pf_groups_drop_unused(service->groups);
 	g_hash_table_iter_init(&iter, service->domains);
 	while (g_hash_table_iter_next(&iter, NULL, (gpointer *)&domain))
 		if (domain->vm)
-			sweep_store(domain->vm);
+			sweep_store(service, domain->vm);
 	return G_SOURCE_CONTINUE;
 }
 
@@ -214,12 +228,94 @@ static void free_domain(gpointer data)
 	g_free(domain);
 }
 
-static void drop_vm(Domain *domain)
+static void free_ending(gpointer data)
 {
-	if (!domain->vm)
+	Ending *ending = data;
+
+	g_source_remove(ending->source);
+	pf_vm_free(ending->vm);
+	g_free(ending);
+}
+
+static gboolean on_ended(gint fd, GIOCondition condition, gpointer userdata)
+{
+	Ending *ending = userdata;
+	PfService *service = ending->service;
+
+	g_queue_remove(&service->ending, ending);
+	free_ending(ending);
+	on_wanted(service);
+	return G_SOURCE_CONTINUE;
+}
+
+/* What libvirt says is not enough to take its pages for gone: only with its process they are. */
+static void drop_vm(PfService *service, Domain *domain)
+{
+	PfVm *vm = g_steal_pointer(&domain->vm);
+	PfDomain gone = domain->domain;
+	Ending *ending;
+
+	if (!vm)
 		return;
-	pf_vm_free(g_steal_pointer(&domain->vm), TRUE);
 	pf_info("%s: not fused any more", domain->domain.name);
+	if (pf_vm_has_ended(vm)) {
+		pf_vm_free(vm);
+		return;
+	}
+	gone.enabled = FALSE;
+	gone.channel[0] = 0;
+	pf_vm_update(vm, &gone);
+	ending = g_new(Ending, 1);
+	*ending =
+		(Ending){service, vm, g_unix_fd_add(pf_vm_process(vm), G_IO_IN, on_ended, ending)};
+	g_queue_push_tail(&service->ending, ending);
+}
+
+/* The ending VM that is this process, or NULL. */
+static GList *find_ending(PfService *service, gint64 pid)
+{
+	for (GList *item = service->ending.head; item; item = item->next) {
+		const Ending *ending = item->data;
+
+		if (pf_vm_pid(ending->vm) == pid && !pf_vm_has_ended(ending->vm))
+			return item;
+	}
+	return NULL;
+}
+
+/* It runs after all. */
+static PfVm *take_back(PfService *service, gint64 pid)
+{
+	GList *item = find_ending(service, pid);
+	Ending *ending = item ? item->data : NULL;
+	PfVm *vm;
+
+	if (!ending)
+		return NULL;
+	g_queue_delete_link(&service->ending, item);
+	g_source_remove(ending->source);
+	vm = ending->vm;
+	g_free(ending);
+	return vm;
+}
+
+/*
+ * Whether every process that may share memory has its VM here. A shim that nobody knows may be of a VM that libvirt has
+ * forgotten; it knocks again within SWEEP_S.
+ */
+static void update_complete(PfService *service)
+{
+	gint64 quiet_us = g_get_monotonic_time() - service->stranger_us;
+	gboolean complete = service->was_connected && g_queue_is_empty(&service->unmatched) &&
+			    quiet_us > STRANGER_QUIET_US;
+	GHashTableIter iter;
+	Domain *domain;
+
+	g_hash_table_iter_init(&iter, service->domains);
+	while (complete && g_hash_table_iter_next(&iter, NULL, (gpointer *)&domain))
+		complete = domain->vm || !domain->domain.active || !domain->domain.has_shim;
+	pf_fusion_set_complete(service->fusion, complete);
+	on_wanted(service);
 }
 
 /* It is tried again at the domain's next event. */
@@ -235,9 +331,13 @@ static void make_vm(PfService *service, Domain *domain)
 {
 	g_autoptr(GError) error = NULL;
 
+	domain->vm = take_back(service, domain->domain.pid);
+	if (domain->vm) {
+		pf_vm_update(domain->vm, &domain->domain);
+		return;
+	}
 	domain->vm = pf_vm_new(&service->context, &domain->domain, &error);
-	if (!domain->vm) {
-		/* NOLINTNEXTLINE(*NullDereference): no VM means an error */
+	if (error) {
 		set_trouble(domain, error->message);
 		return;
 	}
@@ -248,7 +348,7 @@ static void make_vm(PfService *service, Domain *domain)
 static void match_shims(PfService *service);
 
 /* The reason of a domain that would be fused otherwise; empty: none. */
-static const char *refusal_of(const PfDomain *domain)
+static const char *warned_refusal(const PfDomain *domain)
 {
 	return domain->active && domain->enabled ? domain->refusal : "";
 }
@@ -267,6 +367,16 @@ static Domain *add_domain(PfService *service, const char *uuid)
 	return domain;
 }
 
+/* A running VM stays what it began as: its trust group, and its process while libvirt does not know it. */
+static void take_news(Domain *domain, const PfDomain *news)
+{
+	domain->domain = *news;
+	if (!domain->vm)
+		return;
+	domain->domain.pid = pf_vm_pid(domain->vm);
+	g_strlcpy(domain->domain.group, pf_vm_group_name(domain->vm), sizeof domain->domain.group);
+}
+
 static void on_domain_changed(void *userdata, const PfDomain *news)
 {
 	PfService *service = userdata;
@@ -274,23 +384,19 @@ static void on_domain_changed(void *userdata, const PfDomain *news)
 
 	if (!domain)
 		domain = add_domain(service, news->uuid);
-	if (!news->active || domain->domain.pid != news->pid)
-		drop_vm(domain);
-	if (refusal_of(news)[0] && strcmp(refusal_of(news), refusal_of(&domain->domain)) != 0)
+	if (!news->active || (news->pid > 0 && domain->domain.pid != news->pid))
+		drop_vm(service, domain);
+	if (warned_refusal(news)[0] &&
+		strcmp(warned_refusal(news), warned_refusal(&domain->domain)) != 0)
 		pf_warning("%s: not fused: %s", news->name, news->refusal);
-	domain->domain = *news;
-	/* A running VM stays in the trust group that it began in. */
-	if (domain->vm)
-		g_strlcpy(domain->domain.group, pf_vm_group_name(domain->vm),
-			sizeof domain->domain.group);
+	take_news(domain, news);
 	if (!is_fusable(news))
 		g_clear_pointer(&domain->trouble, g_free);
 	if (domain->vm)
 		pf_vm_update(domain->vm, &domain->domain);
-	else if (news->active && news->enabled && news->pid > 0)
+	else if (news->active && (news->enabled || news->has_shim) && news->pid > 0)
 		make_vm(service, domain);
 	match_shims(service);
-	on_wanted(service);
 }
 
 static void on_domain_gone(void *userdata, const char *uuid)
@@ -300,15 +406,19 @@ static void on_domain_gone(void *userdata, const char *uuid)
 
 	if (!domain)
 		return;
-	drop_vm(domain);
+	drop_vm(service, domain);
 	g_hash_table_remove(service->domains, uuid);
-	on_wanted(service);
+	update_complete(service);
 }
 
 static void on_libvirt_changed(void *userdata, gboolean connected, const char *reason)
 {
 	PfService *service = userdata;
 
+	/* All domains have been said by now. Shims that were there before us get time to come back. */
+	if (connected && !service->was_connected)
+		service->sweep_source = g_timeout_add_seconds(SWEEP_S, on_sweep, service);
+	service->was_connected |= connected;
 	if (connected)
 		pf_info("connected to libvirt");
 	else
@@ -316,6 +426,7 @@ static void on_libvirt_changed(void *userdata, gboolean connected, const char *r
 	service->connected = connected;
 	g_free(service->reason);
 	service->reason = g_strdup(reason);
+	update_complete(service);
 }
 
 static void on_broker_closed(void *userdata)
@@ -338,24 +449,51 @@ static void free_unmatched(gpointer data)
 	g_free(unmatched);
 }
 
+/* The VM whose QEMU this process is, or NULL: none that is known yet. */
+static PfVm *find_vm(PfService *service, gint64 pid)
+{
+	Domain *domain = find_by_pid(service, pid);
+	GList *item = domain ? NULL : find_ending(service, pid);
+
+	if (item)
+		return ((Ending *)item->data)->vm;
+	if (domain && !domain->vm)
+		make_vm(service, domain);
+	/* Its number may be another process's by now. */
+	return domain && domain->vm && !pf_vm_has_ended(domain->vm) ? domain->vm : NULL;
+}
+
 static void match_shims(PfService *service)
 {
 	gint64 now = g_get_monotonic_time();
 
 	for (GList *item = service->unmatched.head, *next; item; item = next) {
 		Unmatched *unmatched = item->data;
-		Domain *domain = find_by_pid(service, pf_shim_link_pid(unmatched->link));
+		PfVm *vm = find_vm(service, pf_shim_link_pid(unmatched->link));
 
 		next = item->next;
-		if (!domain && now - unmatched->since_us < UNMATCHED_MAX_US)
+		if (!vm && now - unmatched->since_us < UNMATCHED_MAX_US &&
+			pf_shim_link_is_alive(unmatched->link))
 			continue;
 		g_queue_delete_link(&service->unmatched, item);
-		if (domain && !domain->vm)
-			make_vm(service, domain);
-		if (domain && domain->vm)
-			pf_vm_take_shim(domain->vm, g_steal_pointer(&unmatched->link));
+		if (vm && pf_shim_link_is_alive(unmatched->link))
+			pf_vm_take_shim(vm, g_steal_pointer(&unmatched->link));
+		else
+			service->stranger_us = now;
 		free_unmatched(unmatched);
 	}
+	update_complete(service);
+}
+
+static gboolean on_connection(gint fd, GIOCondition condition, gpointer userdata);
+
+/* Out of descriptors the listener would stay readable, and nothing else have its turn. */
+static gboolean on_accept_again(gpointer userdata)
+{
+	PfService *service = userdata;
+
+	service->listen_source = g_unix_fd_add(service->listener, G_IO_IN, on_connection, service);
+	return G_SOURCE_REMOVE;
 }
 
 static gboolean on_connection(gint fd, GIOCondition condition, gpointer userdata)
@@ -366,8 +504,14 @@ static gboolean on_connection(gint fd, GIOCondition condition, gpointer userdata
 	PfShimLink *link;
 	Unmatched *unmatched;
 
-	if (peer < 0)
+	if (peer < 0 && (errno == EAGAIN || errno == EINTR || errno == ECONNABORTED))
 		return G_SOURCE_CONTINUE;
+	if (peer < 0) {
+		pf_warning("a shim cannot be let in: %s", g_strerror(errno));
+		service->listen_source =
+			g_timeout_add_seconds(ACCEPT_RETRY_S, on_accept_again, service);
+		return G_SOURCE_REMOVE;
+	}
 	link = pf_shim_link_new(peer, &error);
 	if (!link) {
 		pf_warning("%s", error->message);
@@ -436,11 +580,13 @@ PfService *pf_service_new(const PfServiceConfig *config, int broker_fd,
 	g_autoptr(PfService) service = g_new0(PfService, 1);
 
 	service->closed = closed;
+	service->stranger_us = -STRANGER_QUIET_US;
 	service->userdata = userdata;
 	service->lock = service->listener = -1;
 	service->reason = g_strdup("libvirt was not reached yet");
 	service->domains = g_hash_table_new_full(g_str_hash, g_str_equal, NULL, free_domain);
 	service->groups = pf_groups_new();
+	g_queue_init(&service->ending);
 	g_queue_init(&service->unmatched);
 	service->fusion = pf_fusion_new(&config->fusion);
 	service->broker = pf_broker_new(broker_fd, &broker_events, service);
@@ -460,7 +606,6 @@ PfService *pf_service_new(const PfServiceConfig *config, int broker_fd,
 	service->socket_path = g_strdup(config->shim_socket);
 	service->listen_source = g_unix_fd_add(service->listener, G_IO_IN, on_connection, service);
 	service->pressure = pf_pressure_new(on_pressure, service);
-	service->sweep_source = g_timeout_add_seconds(SWEEP_S, on_sweep, service);
 	return g_steal_pointer(&service);
 }
 
@@ -475,7 +620,8 @@ void pf_service_free(PfService *service)
 	g_queue_clear_full(&service->unmatched, free_unmatched);
 	g_hash_table_iter_init(&iter, service->domains);
 	while (g_hash_table_iter_next(&iter, NULL, (gpointer *)&domain))
-		pf_vm_free(g_steal_pointer(&domain->vm), FALSE);
+		pf_vm_free(g_steal_pointer(&domain->vm));
+	g_queue_clear_full(&service->ending, free_ending);
 	/* Answers that are still awaited come later, as errors, when the service is gone: they find
 	 * their VMs closed and ask nothing else of it. */
 	g_clear_pointer(&service->broker, pf_broker_free);
@@ -512,7 +658,7 @@ static void visit_domain(const PfService *service, const Domain *domain,
 	else if (is_fusable(&domain->domain))
 		view.reason = "libvirt does not say yet which process the VM is";
 	else
-		view.reason = refusal_of(&domain->domain);
+		view.reason = warned_refusal(&domain->domain);
 	visit(&view, userdata);
 }
 

@@ -3,6 +3,7 @@
 #include "common/page.h"
 #include "host-service/received_fds.h"
 #include <errno.h>
+#include <poll.h>
 #include <gio/gio.h>
 #include <glib-unix.h>
 #include <stdbool.h>
@@ -10,11 +11,17 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+/* Linux 6.5; the headers of Debian 12 are older. */
+#ifndef SO_PEERPIDFD
+#define SO_PEERPIDFD 77
+#endif
+
 #define MESSAGES_A_TURN 16 /* then others have their turn */
 
 struct PfShimLink {
 	int fd;
 	struct ucred peer;
+	int process; /* a pidfd of the peer's */
 	guint source;
 	guint close_source; /* set once the connection has failed */
 	bool only_frozen;
@@ -34,6 +41,14 @@ PfShimLink *pf_shim_link_new(int fd, GError **error)
 		close(fd);
 		return NULL;
 	}
+	size = sizeof link->process;
+	if (getsockopt(fd, SOL_SOCKET, SO_PEERPIDFD, &link->process, &size) < 0) {
+		/* EINVAL, ESRCH: it has ended already. */
+		g_set_error(error, G_IO_ERROR, g_io_error_from_errno(errno),
+			"a shim's process cannot be watched: %s", g_strerror(errno));
+		close(fd);
+		return NULL;
+	}
 	link->fd = fd;
 	return g_steal_pointer(&link);
 }
@@ -44,9 +59,17 @@ void pf_shim_link_free(PfShimLink *link)
 		return;
 	g_clear_handle_id(&link->source, g_source_remove);
 	g_clear_handle_id(&link->close_source, g_source_remove);
+	close(link->process);
 	/* What it sent and nobody has read is closed with it. */
 	pf_received_fds_close_later(link->fd);
 	g_free(link);
+}
+
+bool pf_shim_link_is_alive(const PfShimLink *link)
+{
+	struct pollfd process = {.fd = link->process, .events = POLLIN};
+
+	return poll(&process, 1, 0) == 0;
 }
 
 pid_t pf_shim_link_pid(const PfShimLink *link)
@@ -74,7 +97,8 @@ void pf_shim_link_close(PfShimLink *link, const char *reason)
 		return;
 	g_clear_handle_id(&link->source, g_source_remove);
 	link->reason = reason;
-	link->close_source = g_idle_add(report_closed, link);
+	/* Not an idle source's priority: whoever keeps the loop busy must not keep descriptors open with it. */
+	link->close_source = g_timeout_add(0, report_closed, link);
 }
 
 static bool results_are_valid(const uint8_t *results, size_t n)

@@ -35,6 +35,9 @@ typedef struct PfShimLinkEvents {
 PfShimLink *pf_shim_link_new(int fd, GError **error);
 void pf_shim_link_free(PfShimLink *link);
 
+/* Whether the process that connected is still there: its number may be another's by now. */
+bool pf_shim_link_is_alive(const PfShimLink *link);
+
 /* The peer, as the kernel knows it (SO_PEERCRED). */
 pid_t pf_shim_link_pid(const PfShimLink *link);
 uid_t pf_shim_link_uid(const PfShimLink *link);

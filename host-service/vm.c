@@ -1,6 +1,9 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 #include "host-service/vm_private.h"
-#include <string.h>
+#include <errno.h>
+#include <poll.h>
+#include <sys/pidfd.h>
+#include <unistd.h>
 
 void pf_vm_unref(PfVm *vm)
 {
@@ -27,28 +30,63 @@ static void on_guest_moved(void *userdata)
 
 static const PfGuestEvents guest_events = {on_guest_changed, on_guest_moved};
 
+/* By this the process is known from then on, whatever becomes of its number. */
+static int open_process(const PfDomain *domain, GError **error)
+{
+	int fd = pidfd_open((pid_t)domain->pid, 0);
+
+	if (fd < 0)
+		g_set_error(error, G_IO_ERROR, g_io_error_from_errno(errno),
+			"QEMU's process cannot be watched: %s", g_strerror(errno));
+	return fd;
+}
+
 PfVm *pf_vm_new(const PfVmContext *context, const PfDomain *domain, GError **error)
 {
-	PfVm *vm = g_new0(PfVm, 1);
+	int process = open_process(domain, error), staging;
+	PfVm *vm;
 
+	if (process < 0)
+		return NULL;
+	staging = pf_orders_make_staging(error);
+	if (staging < 0) {
+		close(process);
+		return NULL;
+	}
+	vm = g_new0(PfVm, 1);
 	vm->refs = 1;
 	vm->context = context;
+	vm->process = process;
+	vm->pid = domain->pid;
 	vm->name = g_strdup(domain->name);
 	vm->group_name = g_strdup(domain->group);
 	vm->fusion = pf_fusion_add_vm(context->fusion, domain->group, vm);
 	vm->guest = pf_guest_new(context->broker, vm->fusion, domain, &guest_events, vm);
 	vm->group = pf_groups_join(context->groups, domain->group);
-	vm->orders = pf_orders_new(vm->fusion, vm->guest, context->hasher, error);
-	if (!vm->orders) {
-		pf_vm_free(vm, TRUE);
-		return NULL;
-	}
+	vm->orders = pf_orders_new(vm->fusion, vm->guest, context->hasher, staging);
 	pf_vm_adopt_store(vm);
 	pf_vm_update(vm, domain);
 	return vm;
 }
 
-void pf_vm_free(PfVm *vm, gboolean ended)
+gboolean pf_vm_has_ended(const PfVm *vm)
+{
+	struct pollfd process = {.fd = vm->process, .events = POLLIN};
+
+	return poll(&process, 1, 0) > 0;
+}
+
+int pf_vm_process(const PfVm *vm)
+{
+	return vm->process;
+}
+
+gint64 pf_vm_pid(const PfVm *vm)
+{
+	return vm->pid;
+}
+
+void pf_vm_free(PfVm *vm)
 {
 	if (!vm)
 		return;
@@ -58,10 +96,11 @@ void pf_vm_free(PfVm *vm, gboolean ended)
 	g_clear_pointer(&vm->guest, pf_guest_free);
 	pf_fusion_remove_vm(vm->fusion);
 	vm->fusion = NULL;
-	if (ended)
+	if (pf_vm_has_ended(vm))
 		pf_group_leave(vm->group);
 	else
 		pf_group_forsake(vm->group);
+	close(vm->process);
 	pf_vm_unref(vm);
 }
 
@@ -100,11 +139,6 @@ PfGroup *pf_vm_group(const PfVm *vm)
 const char *pf_vm_group_name(const PfVm *vm)
 {
 	return vm->group_name;
-}
-
-gboolean pf_vm_group_is_known(const PfVm *vm)
-{
-	return pf_fusion_knows_all(vm->fusion);
 }
 
 static char *reason_for_maps(const PfVm *vm)

@@ -22,12 +22,17 @@ typedef struct PfVmContext {
 	void *userdata;
 } PfVmContext;
 
-/* Joins the domain's trust group and stays in it, whatever the definition says later. NULL with error set: no memory,
- * or no descriptor is left. */
+/* Joins the domain's trust group and stays in it, whatever the definition says later. The domain has a pid. NULL with
+ * error set: the process has ended, or no memory or descriptor is left. */
 PfVm *pf_vm_new(const PfVmContext *context, const PfDomain *domain, GError **error);
 
-/* ended: the QEMU process is gone. Else the service goes, and what the shim has fused stays. */
-void pf_vm_free(PfVm *vm, gboolean ended);
+/* If its process has ended, so has what it shared. Else it is the service that ends: what the shim has fused stays. */
+void pf_vm_free(PfVm *vm);
+
+/* Whether QEMU's process has ended, by the kernel's word; a descriptor that becomes readable then, the VM's; its pid. */
+gboolean pf_vm_has_ended(const PfVm *vm);
+int pf_vm_process(const PfVm *vm);
+gint64 pf_vm_pid(const PfVm *vm);
 
 /*
  * The same domain; its state, flag, channel or memory changed. While its flag is off or it is refused everything that
@@ -38,11 +43,7 @@ void pf_vm_update(PfVm *vm, const PfDomain *domain);
 PfGroup *pf_vm_group(const PfVm *vm);
 const char *pf_vm_group_name(const PfVm *vm);
 
-/* Whether frames of an earlier service that nobody has claimed can go from the group's store. */
-gboolean pf_vm_group_is_known(const PfVm *vm);
-
-/* The connection of this VM's shim; consumed. An earlier one is dropped: the process has given it
- * up. */
+/* The connection of this VM's shim; consumed. An earlier one is dropped: the process has given it up. */
 void pf_vm_take_shim(PfVm *vm, PfShimLink *link);
 
 /* Sends orders as far as the shim has room. */

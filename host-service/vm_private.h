@@ -6,7 +6,10 @@
 #include "host-service/orders.h"
 #include "host-service/vm.h"
 
-/* Which message of the conversation with the shim comes next. LOST and STATE come at any time. */
+/*
+ * Which message of the conversation with the shim comes next, in the order of the conversation: from LISTING on it is
+ * about the guest's pages. LOST and STATE come at any time.
+ */
 typedef enum PfTalk {
 	TALK_HELLO,     /* HELLO */
 	TALK_FOREIGN,   /* RELEASED, and nothing more: there is no version in common */
@@ -26,6 +29,8 @@ struct PfVm {
 	int refs; /* one for the owner, one for each answer of the broker that is awaited */
 	gboolean closed;
 	const PfVmContext *context;
+	int process; /* a pidfd of QEMU's */
+	gint64 pid;
 	char *name, *group_name;
 	PfGroup *group;
 	PfFusionVm *fusion;
@@ -43,6 +48,7 @@ struct PfVm {
 	gboolean logged_ready; /* ready was logged after it */
 	gboolean logged_stop;  /* once: what has stopped in QEMU never starts again */
 	guint device_source, take_source;
+	uint64_t misses;    /* SETTLING: pages said to be lost that were not fused */
 	PfListing *listing; /* LISTING to SETTLING */
 	PfShimState state;
 	char *reason; /* the newest that pf_vm_view() has made */

@@ -27,7 +27,10 @@
 
 #define RELEASE_ID     1
 #define LIST_ID        2
+#define ATTACH_ID      3
 #define DEVICE_RETRY_S 2
+
+#define MAX_SPARE_MISSES 65536u
 
 /* Takes the reason why the shim is not ready, and logs it when it is news. */
 static void set_reason(PfVm *vm, PfLogLevel level, char *reason)
@@ -68,6 +71,7 @@ static void drop_shim(PfVm *vm)
 	pf_vm_shim_free(vm);
 	vm->talk = TALK_HELLO;
 	vm->has_store = FALSE;
+	vm->misses = 0;
 	vm->shim_serial++;
 	g_clear_pointer(&vm->shim_reason, g_free);
 	memset(&vm->state, 0, sizeof vm->state);
@@ -109,11 +113,9 @@ static void on_fused(void *userdata, uint64_t id, const uint8_t *results, uint32
 	answered(vm, vm->talk == TALK_READY && pf_orders_fused(vm->orders, id, results, n_pages));
 }
 
-/* FALSE: some of it was not fused. */
-static gboolean take_loss(PfVm *vm, const PfShimLost *lost, int64_t now_us)
+/* Returns how many pages of it were not fused; it looks no further than a miss. */
+static uint64_t take_loss(PfVm *vm, const PfShimLost *lost, int64_t now_us)
 {
-	gboolean good = TRUE;
-
 	for (uint32_t done = 0, count; done < lost->n_pages; done += count) {
 		PfHva hva = {lost->hva + done * PF_PAGE_SIZE};
 		uint32_t left = lost->n_pages - done;
@@ -122,12 +124,11 @@ static gboolean take_loss(PfVm *vm, const PfShimLost *lost, int64_t now_us)
 
 		in_range = pf_guest_gfn(vm->guest, hva, &gfn);
 		count = in_range < left ? (uint32_t)in_range : left;
-		if (count == 0)
-			return FALSE;
-		good &= pf_fusion_lost(vm->fusion, gfn, (PfFrame){lost->frame + done}, count,
-				lost->loss, now_us) == 0;
+		if (count == 0 || pf_fusion_lost(vm->fusion, gfn, (PfFrame){lost->frame + done},
+					  count, lost->loss, now_us) != 0)
+			return left;
 	}
-	return good;
+	return 0;
 }
 
 static void release_all(PfVm *vm)
@@ -136,6 +137,12 @@ static void release_all(PfVm *vm)
 	g_clear_handle_id(&vm->take_source, g_source_remove);
 	g_clear_pointer(&vm->listing, pf_listing_free);
 	pf_shim_link_send(vm->shim, PF_SHIM_RELEASE, RELEASE_ID, NULL, 0, -1);
+}
+
+/* What is released may be lost as often as it was listed, and what was lost before it was listed once more. */
+static gboolean is_too_much(const PfVm *vm)
+{
+	return vm->misses > 2 * pf_guest_n_pages(vm->guest) + MAX_SPARE_MISSES;
 }
 
 static void on_lost(void *userdata, const PfShimLost *lost, size_t n)
@@ -152,9 +159,13 @@ static void on_lost(void *userdata, const PfShimLost *lost, size_t n)
 	/* Before the list it speaks of what is not known here. */
 	if (vm->talk != TALK_READY && vm->talk != TALK_SETTLING)
 		return;
-	for (size_t i = 0; i < n; i++)
-		good &= take_loss(vm, &lost[i], now_us);
-	if (!good && vm->talk == TALK_READY)
+	for (size_t i = 0; good && i < n; i++) {
+		uint64_t misses = take_loss(vm, &lost[i], now_us);
+
+		vm->misses += vm->talk == TALK_SETTLING ? lost[i].n_pages : 0;
+		good = vm->talk == TALK_SETTLING ? !is_too_much(vm) : misses == 0;
+	}
+	if (!good)
 		pf_shim_link_close(vm->shim, "it lost what it did not have");
 	vm->context->wanted(vm->context->userdata);
 }
@@ -324,7 +335,7 @@ static void on_device(GObject *source, GAsyncResult *result, gpointer userdata)
 		if (fd >= 0) {
 			g_clear_pointer(&vm->shim_reason, g_free);
 			vm->talk = TALK_ATTACHING;
-			pf_shim_link_send(vm->shim, PF_SHIM_ATTACH, 1, NULL, 0, fd);
+			pf_shim_link_send(vm->shim, PF_SHIM_ATTACH, ATTACH_ID, NULL, 0, fd);
 		} else {
 			no_device(vm, error);
 		}
@@ -465,8 +476,7 @@ void pf_vm_take_shim(PfVm *vm, PfShimLink *link)
 {
 	drop_shim(vm);
 	if (pf_shim_link_uid(link) == 0) {
-		/* Root could write to the store through /proc, and so into every VM of the group.
-		 */
+		/* Root could write to the store through /proc, and so into every VM of the group. */
 		set_reason(vm, PF_LOG_ERROR,
 			g_strdup("QEMU runs as root: set user and group in /etc/libvirt/qemu.conf "
 				 "to another user and start the VM again"));

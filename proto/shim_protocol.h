@@ -138,8 +138,9 @@ typedef enum PfShimResult {
 	PF_SHIM_NO_FRAME = 8,    /* the store has no such frame, or no store was given */
 	PF_SHIM_STOPPED = 9,     /* the shim has stopped fusing: see STATE */
 	PF_SHIM_FAILED = 10,     /* any other refusal of the kernel */
-	PF_SHIM_HUGE = 11,       /* in a transparent huge page, and the order does not allow to break it */
-	PF_SHIM_ASIDE = 12,      /* QEMU uses a userfaultfd itself: when it has closed it */
+	PF_SHIM_HUGE =
+		11, /* in a transparent huge page, and the order does not allow to break it */
+	PF_SHIM_ASIDE = 12, /* QEMU uses a userfaultfd itself: when it has closed it */
 	PF_SHIM_N_RESULTS
 } PfShimResult;
 
@@ -170,9 +171,11 @@ typedef struct PfShimState {
 	uint64_t discarded_pages;
 	uint64_t written_pages; /* became private in a file VMA */
 	uint64_t cpu_ns;        /* of the shim's threads */
-	uint64_t ways_out; /* revokes and discards that got no map or no memory, and were done without */
-	uint64_t busy_pages; /* refused because they were pinned or shared, since the process started */
-	uint64_t aside;      /* 1: QEMU uses a userfaultfd itself, nothing is fused meanwhile */
+	uint64_t
+		ways_out; /* revokes and discards that got no map or no memory, and were done without */
+	uint64_t
+		busy_pages; /* refused because they were pinned or shared, since the process started */
+	uint64_t aside;     /* 1: QEMU uses a userfaultfd itself, nothing is fused meanwhile */
 	uint64_t reserved;
 } PfShimState;
 static_assert(sizeof(PfShimState) == 104, "wire");

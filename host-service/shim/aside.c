@@ -29,9 +29,9 @@ typedef struct Foreign {
 } Foreign;
 
 /* Held while the core's lock is taken, never the other way round. */
-static pthread_mutex_t foreign_lock = PTHREAD_MUTEX_INITIALIZER;
-static Foreign foreign[MAX_FOREIGN];
-static atomic_uint n_foreign; /* read without the lock */
+static PfLock foreign_lock = PF_LOCK_INITIALIZER;
+static Foreign foreign[MAX_FOREIGN] PF_LOCK_MARK(guarded_by(foreign_lock));
+static atomic_uint n_foreign; /* read without the lock, written with it */
 
 static bool unregister(char *start, size_t length)
 {
@@ -47,7 +47,7 @@ static bool unregister(char *start, size_t length)
 }
 
 /* Where something else is mapped in the block, the kernel refuses it as a whole. */
-static bool unregister_parts(const PfRamBlock *block)
+PF_NEEDS_LOCK static bool unregister_parts(const PfRamBlock *block)
 {
 	bool good = true;
 
@@ -63,7 +63,7 @@ static bool unregister_parts(const PfRamBlock *block)
 	return good;
 }
 
-static bool unregister_all(void)
+PF_NEEDS_LOCK static bool unregister_all(void)
 {
 	bool good = true;
 	PfRamBlock *block;
@@ -109,7 +109,7 @@ static bool is_open(const Foreign *one)
 	       status.st_ino == one->inode;
 }
 
-static void forget_closed(void)
+PF_LOCK_MARK(requires_capability(foreign_lock)) PF_NO_LOCK static void forget_closed(void)
 {
 	for (unsigned i = 0; i < n_foreign;) {
 		if (is_open(&foreign[i])) {
@@ -128,14 +128,14 @@ void pf_aside_remember(int uffd)
 
 	if (pf_core_is_child())
 		return;
-	pthread_mutex_lock(&foreign_lock);
+	pf_lock(&foreign_lock);
 	forget_closed();
 	/* With more than it has room for we stay aside: that costs memory, never QEMU's postcopy. */
 	if (n_foreign < MAX_FOREIGN && fstat(uffd, &status) == 0) {
 		foreign[n_foreign] = (Foreign){uffd, status.st_dev, status.st_ino};
 		n_foreign++;
 	}
-	pthread_mutex_unlock(&foreign_lock);
+	pf_unlock(&foreign_lock);
 	pf_core_signal(pf_core.event_fd);
 }
 
@@ -145,9 +145,9 @@ bool pf_aside_look(void)
 
 	if (n_foreign == 0 || pf_core_is_child())
 		return false;
-	pthread_mutex_lock(&foreign_lock);
+	pf_lock(&foreign_lock);
 	forget_closed();
 	any = n_foreign > 0;
-	pthread_mutex_unlock(&foreign_lock);
+	pf_unlock(&foreign_lock);
 	return any;
 }

@@ -40,8 +40,9 @@
 
 #define AREA_BYTES (PF_SHIM_RUN_PAGES * PF_PAGE_SIZE)
 
+PfLock pf_core_mutex = PF_LOCK_INITIALIZER;
+
 PfCore pf_core = {
-	.lock = PTHREAD_MUTEX_INITIALIZER,
 	.drained = PTHREAD_COND_INITIALIZER,
 	.uffd = -1,
 	.pagemap = -1,
@@ -51,20 +52,18 @@ PfCore pf_core = {
 
 /* Losses not yet taken by the link. While no service listens they overflow; the next one asks for the list. */
 #define MAX_LOST 8192u
-static PfShimLost lost[MAX_LOST];
-static size_t n_lost;
-static bool lost_overflow;
+static PfShimLost lost[MAX_LOST] PF_GUARDED;
+static size_t n_lost PF_GUARDED;
+static bool lost_overflow PF_GUARDED;
 
-PfLockName pf_core_mutex;
-
-PF_IS_THE_LOCK void pf_core_lock(void)
+void pf_core_lock(void)
 {
-	pthread_mutex_lock(&pf_core.lock);
+	pf_lock(&pf_core_mutex);
 }
 
-PF_IS_THE_LOCK void pf_core_unlock(void)
+void pf_core_unlock(void)
 {
-	pthread_mutex_unlock(&pf_core.lock);
+	pf_unlock(&pf_core_mutex);
 }
 
 void pf_core_lock_first(void)
@@ -83,7 +82,7 @@ void pf_core_served(void)
 void pf_core_yield(void)
 {
 	while (atomic_load(&pf_core.pending) > 0)
-		pthread_cond_wait(&pf_core.drained, &pf_core.lock);
+		pthread_cond_wait(&pf_core.drained, &pf_core_mutex.mutex);
 }
 
 void pf_core_give_way(void)
@@ -166,7 +165,7 @@ static char *map_area(void)
 	return area;
 }
 
-static void drop_resources(void)
+PF_NEEDS_LOCK static void drop_resources(void)
 {
 	if (pf_core.scratch)
 		pf_sys_munmap(pf_core.scratch, AREA_BYTES);
@@ -183,7 +182,7 @@ static void drop_resources(void)
 	pf_core.pagemap = pf_core.uffd = -1;
 }
 
-static int acquire_resources(int device, uint64_t *missing)
+PF_NEEDS_LOCK static int acquire_resources(int device, uint64_t *missing)
 {
 	pf_core.uffd = open_userfaultfd(device, missing);
 	if (pf_core.uffd < 0)
@@ -202,7 +201,7 @@ static int acquire_resources(int device, uint64_t *missing)
 
 int pf_core_start(int device, uint64_t *missing_features)
 {
-	static int start_error;
+	static int start_error; /* of the link's thread */
 	int error;
 
 	*missing_features = 0;
@@ -210,11 +209,13 @@ int pf_core_start(int device, uint64_t *missing_features)
 		return start_error;
 	if (pf_core_event_fd() < 0)
 		return pf_core_event_fd();
+	pf_core_lock();
 	error = acquire_resources(device, missing_features);
-	if (error) {
+	if (error)
 		drop_resources();
+	pf_core_unlock();
+	if (error)
 		return error;
-	}
 	/* Threads cannot be taken back: if one is missing, nothing will ever be fused in this
 	 * process. */
 	start_error = pf_faults_start();
@@ -231,9 +232,18 @@ bool pf_core_started(void)
 
 int pf_core_event_fd(void)
 {
-	if (pf_core.event_fd < 0)
-		pf_core.event_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-	return pf_core.event_fd < 0 ? -errno : pf_core.event_fd;
+	int fd = atomic_load(&pf_core.event_fd), fresh;
+
+	if (fd >= 0)
+		return fd;
+	fresh = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	if (fresh < 0)
+		return -errno;
+	if (atomic_compare_exchange_strong(&pf_core.event_fd, &fd, fresh))
+		return fresh;
+	/* Another thread was first. */
+	close(fresh);
+	return fd;
 }
 
 void pf_core_before_fork(void)
@@ -386,7 +396,7 @@ size_t pf_core_take_lost(PfShimLost *taken, size_t max, bool *overflow)
 /* What is there */
 
 /* The runs in [*page, last), up to max of them; *page moves on. */
-static size_t list_part(
+PF_NEEDS_LOCK static size_t list_part(
 	const PfRamBlock *block, size_t *page, size_t last, PfShimRun *runs, size_t max)
 {
 	size_t n = 0, length;

@@ -4,14 +4,12 @@
 #include "host-service/shim/core.h"
 #include "host-service/shim/lock.h"
 #include "host-service/shim/ram.h"
-#include <pthread.h>
 #include <stdatomic.h>
 
 /* Pages that are looked at before others have their turn at the lock. */
 #define PAGES_A_TURN 16384u
 
 typedef struct PfCore {
-	pthread_mutex_t lock;
 	pthread_cond_t drained; /* nothing is pending */
 	atomic_uint
 		pending; /* faults read and not yet resolved, and calls of QEMU's that wait for the lock; no lock */
@@ -41,7 +39,7 @@ typedef struct PfCore {
 		PF_GUARDED; /* a sixteenth: left to QEMU also by revokes and discards */
 	uint64_t revoked PF_GUARDED, discarded PF_GUARDED, written PF_GUARDED, ways_out PF_GUARDED,
 		busy PF_GUARDED;
-	int event_fd;
+	atomic_int event_fd;
 } PfCore;
 
 extern PfCore pf_core;
@@ -90,8 +88,8 @@ int pf_core_pagemap(const char *start, size_t n, uint64_t *entries);
 
 /* The flags of the block's VMAs onto a new mapping: anonymous, or of frames (which never become
  * huge). */
-void pf_core_advise_anonymous(const PfRamBlock *block, char *start, size_t length);
-void pf_core_advise_frames(const PfRamBlock *block, char *start, size_t length);
+void pf_core_advise_anonymous(const PfRamBlock *block, char *start, size_t length) PF_NEEDS_LOCK;
+void pf_core_advise_frames(const PfRamBlock *block, char *start, size_t length) PF_NEEDS_LOCK;
 
 /* Fresh anonymous memory with a block's flags and policy: at start with MAP_FIXED, or anywhere and registered MISSING
  * when it is NULL. */

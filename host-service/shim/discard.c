@@ -71,14 +71,14 @@ static bool harmless(int advice)
 	}
 }
 
-static bool in_file(const PfRamBlock *block, size_t page)
+PF_NEEDS_LOCK static bool in_file(const PfRamBlock *block, size_t page)
 {
 	return pf_ram_maps_frame(block, page) ||
 	       pf_ram_state(block, page) == PF_PAGE_PRIVATE_IN_FILE;
 }
 
 /* The length of the stretch of pages that lie in a file VMA or not, as the first one does. */
-static size_t stretch(const PfRamBlock *block, size_t page, size_t limit)
+PF_NEEDS_LOCK static size_t stretch(const PfRamBlock *block, size_t page, size_t limit)
 {
 	size_t n = 1;
 
@@ -87,7 +87,7 @@ static size_t stretch(const PfRamBlock *block, size_t page, size_t limit)
 	return n;
 }
 
-static void forget(PfRamBlock *block, size_t page, size_t n, PfPageState state)
+PF_NEEDS_LOCK static void forget(PfRamBlock *block, size_t page, size_t n, PfPageState state)
 {
 	for (size_t i = 0, piece; i < n; i += piece) {
 		piece = pf_core_piece(block, page + i, n - i);
@@ -107,7 +107,7 @@ static bool is_protected(const char *page)
 }
 
 /* Zeros where no map can be had: the pages stay in the file VMA, with bytes of their own. 0 or -EIO. */
-static int zero_in_file(PfRamBlock *block, size_t page, size_t n)
+PF_NEEDS_LOCK static int zero_in_file(PfRamBlock *block, size_t page, size_t n)
 {
 	int error = 0;
 
@@ -125,7 +125,7 @@ static int zero_in_file(PfRamBlock *block, size_t page, size_t n)
 }
 
 /* Discards pages in a file VMA. 0, or -EIO when some of them cannot be. */
-static int discard_in_file(PfRamBlock *block, size_t page, size_t n)
+PF_NEEDS_LOCK static int discard_in_file(PfRamBlock *block, size_t page, size_t n)
 {
 	char *start = pf_ram_address(block, page);
 	size_t length = n * PF_PAGE_SIZE;
@@ -151,7 +151,7 @@ static int discard_in_file(PfRamBlock *block, size_t page, size_t n)
 }
 
 /* A discard, block by block and stretch by stretch. 0 or the first error of the real calls. */
-static int discard(char *start, size_t length, int advice)
+PF_NEEDS_LOCK static int discard(char *start, size_t length, int advice)
 {
 	char *end = start + length;
 	int error = 0;
@@ -183,7 +183,7 @@ static int discard(char *start, size_t length, int advice)
 	return error;
 }
 
-static int madvise_ram(char *start, size_t length, int advice)
+PF_NO_LOCK static int madvise_ram(char *start, size_t length, int advice)
 {
 	int error;
 
@@ -220,7 +220,7 @@ int pf_core_madvise(void *start, size_t length_bytes, int advice)
 	return error ? fail(error) : 0;
 }
 
-static void forget_range(char *start, char *end)
+PF_NEEDS_LOCK static void forget_range(char *start, char *end)
 {
 	PfRamBlock *block;
 
@@ -236,13 +236,22 @@ static void forget_range(char *start, char *end)
 }
 
 /* A call failed, and Linux before 6.12 may have unmapped what was there by then: only that is forgotten. */
-static void forget_unmapped(char *start, char *end)
+PF_NEEDS_LOCK static void forget_unmapped(char *start, char *end)
 {
 	if ((uintptr_t)start % PF_PAGE_SIZE)
 		return;
 	for (; start < end; start += PF_PAGE_SIZE)
 		if (pf_ram_find(start, PF_PAGE_SIZE) && !pf_sys_is_mapped(start, PF_PAGE_SIZE))
 			forget_range(start, start + PF_PAGE_SIZE);
+}
+
+/* Something was mapped there with MAP_FIXED, or it failed. */
+PF_NEEDS_LOCK static void forget_mapped_over(char *start, size_t length, bool done)
+{
+	if (done)
+		forget_range(start, start + length);
+	else
+		forget_unmapped(start, start + length);
 }
 
 int pf_core_munmap(void *start, size_t length_bytes)
@@ -265,20 +274,16 @@ int pf_core_munmap(void *start, size_t length_bytes)
 void *pf_core_mmap(
 	void *start, size_t length_bytes, int prot, int flags, int fd, int64_t offset_bytes)
 {
-	size_t length = round_up(length_bytes);
-	bool ours = (flags & MAP_FIXED) && pf_core_touches(start, length);
 	void *address;
 	int error;
 
-	if (ours)
+	if ((flags & MAP_FIXED) && pf_core_touches(start, round_up(length_bytes))) {
 		pf_core_lock_first();
-	address = pf_sys_mmap(start, length_bytes, prot, flags, fd, offset_bytes, &error);
-	if (ours) {
-		if (address)
-			forget_range(start, (char *)start + length);
-		else
-			forget_unmapped(start, (char *)start + length);
+		address = pf_sys_mmap(start, length_bytes, prot, flags, fd, offset_bytes, &error);
+		forget_mapped_over(start, round_up(length_bytes), address != NULL);
 		pf_core_unlock();
+	} else {
+		address = pf_sys_mmap(start, length_bytes, prot, flags, fd, offset_bytes, &error);
 	}
 	if (address || !error)
 		return address;
@@ -287,7 +292,7 @@ void *pf_core_mmap(
 }
 
 /* Whether a page of the range lies in a file VMA: that cannot be moved to another address as RAM. */
-static bool has_file_pages(char *start, char *end)
+PF_NEEDS_LOCK static bool has_file_pages(char *start, char *end)
 {
 	PfRamBlock *block;
 
@@ -302,10 +307,10 @@ static bool has_file_pages(char *start, char *end)
 	return false;
 }
 
-static void *mremap_ram(
+PF_NEEDS_LOCK static void *mremap_ram(
 	void *old, size_t old_bytes, size_t new_bytes, int flags, void *new_start, int *error)
 {
-	char *from = old, *to = new_start;
+	char *from = old;
 	void *address;
 
 	pf_core_make_range_private(from, from + round_up(old_bytes), PF_SHIM_LOST_RELEASED, false);
@@ -317,10 +322,8 @@ static void *mremap_ram(
 	address = pf_sys_mremap(old, old_bytes, new_bytes, flags, new_start, error);
 	if (address)
 		forget_range(from, from + round_up(old_bytes));
-	if ((flags & MREMAP_FIXED) && address)
-		forget_range(to, to + round_up(new_bytes));
-	else if (flags & MREMAP_FIXED)
-		forget_unmapped(to, to + round_up(new_bytes));
+	if (flags & MREMAP_FIXED)
+		forget_mapped_over(new_start, round_up(new_bytes), address != NULL);
 	return address;
 }
 

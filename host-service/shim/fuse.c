@@ -32,12 +32,12 @@ typedef struct Freeze {
 	uint8_t *results;
 } Freeze;
 
-static char *address(const Freeze *f, size_t i)
+PF_NEEDS_LOCK static char *address(const Freeze *f, size_t i)
 {
 	return pf_ram_address(f->block, f->page + i);
 }
 
-static char *scratch(size_t i)
+PF_NEEDS_LOCK static char *scratch(size_t i)
 {
 	return pf_core.scratch + i * PF_PAGE_SIZE;
 }
@@ -61,7 +61,7 @@ static PfShimResult result_of(int error)
 	}
 }
 
-static void end_freeze(const Freeze *f, size_t from, size_t n)
+PF_NEEDS_LOCK static void end_freeze(const Freeze *f, size_t from, size_t n)
 {
 	if (n == 0)
 		return;
@@ -86,7 +86,7 @@ static void widen_window_for_tests(void)
 }
 
 /* A page that was mapped and is not surely the frame's: whoever wrote there keeps what he has. */
-static void leave_to_writer(Freeze *f, size_t i)
+PF_NEEDS_LOCK static void leave_to_writer(Freeze *f, size_t i)
 {
 	size_t page = f->page + i;
 
@@ -103,7 +103,7 @@ static void leave_to_writer(Freeze *f, size_t i)
 
 /* The second comparison: which of the pages that were just mapped and protected are still the
  * frame's. */
-static void look_again(Freeze *f, size_t from, size_t n)
+PF_NEEDS_LOCK static void look_again(Freeze *f, size_t from, size_t n)
 {
 	uint64_t entries[PF_SHIM_RUN_PAGES];
 	bool known = pf_sys_madvise(address(f, from), n * PF_PAGE_SIZE, MADV_POPULATE_READ) == 0 &&
@@ -127,7 +127,7 @@ static void look_again(Freeze *f, size_t from, size_t n)
 }
 
 /* Maps the frames over pages that are frozen and equal to them. */
-static void map_frames(Freeze *f, size_t from, size_t n)
+PF_NEEDS_LOCK static void map_frames(Freeze *f, size_t from, size_t n)
 {
 	size_t length = n * PF_PAGE_SIZE;
 	char *start = address(f, from);
@@ -162,7 +162,7 @@ static void map_frames(Freeze *f, size_t from, size_t n)
 }
 
 /* Whether the page is fused, and with the frame that is due there: i counts from the first of f. */
-static bool is_continued(const Freeze *f, ssize_t i)
+PF_NEEDS_LOCK static bool is_continued(const Freeze *f, ssize_t i)
 {
 	size_t page = f->page + (size_t)i;
 
@@ -172,7 +172,7 @@ static bool is_continued(const Freeze *f, ssize_t i)
 }
 
 /* Whether n pages from there on may be fused, as a piece with what is fused beside them already. */
-static bool is_within_budget(const Freeze *f, size_t from, size_t n, bool frozen)
+PF_NEEDS_LOCK static bool is_within_budget(const Freeze *f, size_t from, size_t n, bool frozen)
 {
 	ssize_t left = (ssize_t)from, right = (ssize_t)(from + n);
 
@@ -184,7 +184,7 @@ static bool is_within_budget(const Freeze *f, size_t from, size_t n, bool frozen
 }
 
 /* The first comparison, of n frozen pages; equal ones are mapped in pieces, the others go back. */
-static void compare_and_map(Freeze *f, size_t n)
+PF_NEEDS_LOCK static void compare_and_map(Freeze *f, size_t n)
 {
 	bool equal[PF_SHIM_RUN_PAGES];
 
@@ -209,7 +209,7 @@ static void compare_and_map(Freeze *f, size_t n)
  * One transaction on n pages that are private and present. Returns for how many of them results are
  * set, at least 1: what follows a page that cannot be moved is for another transaction.
  */
-static size_t fuse_stretch(Freeze *f, size_t n)
+PF_NEEDS_LOCK static size_t fuse_stretch(Freeze *f, size_t n)
 {
 	size_t moved, n_moved;
 	int error;
@@ -256,7 +256,7 @@ static PfShimResult fitness(PfPageState state, uint64_t entry, bool huge)
  * or more, or -errno. What is there and cannot be moved all the same the kernel refuses, and the page keeps its bytes:
  * pinned, or merged by KSM (BUSY), locked in memory (FAILED).
  */
-static ssize_t worth_a_freeze(const Freeze *f, size_t n)
+PF_NEEDS_LOCK static ssize_t worth_a_freeze(const Freeze *f, size_t n)
 {
 	uint64_t entries[PF_SHIM_RUN_PAGES], huge = 0;
 	int error = pf_core_pagemap(address(f, 0), n, entries);
@@ -281,7 +281,7 @@ static ssize_t worth_a_freeze(const Freeze *f, size_t n)
 
 /* A block has one memory policy, or none of its pages can be made as they were: then it is left
  * alone. */
-static int note_policy(PfRamBlock *block, char *page)
+PF_NEEDS_LOCK static int note_policy(PfRamBlock *block, char *page)
 {
 	PfPolicy policy = {0};
 	int error = pf_sys_get_policy(page, &policy);
@@ -299,15 +299,15 @@ static int note_policy(PfRamBlock *block, char *page)
 	return 0;
 }
 
-static size_t pages_in_block(const Freeze *f, size_t n)
+PF_NEEDS_LOCK static size_t pages_in_block(const Freeze *f, size_t n)
 {
 	return n < f->block->n_pages - f->page ? n : f->block->n_pages - f->page;
 }
 
-static PfShimResult fuse_locked(const PfShimRun *run, uint8_t *results)
+PF_NEEDS_LOCK static PfShimResult fuse_locked(const PfShimRun *run, uint8_t *results)
 {
 	for (size_t done = 0; done < run->n_pages;) {
-		char *start = (char *)run->hva + done * PF_PAGE_SIZE;
+		char *start = (char *)(run->hva + done * PF_PAGE_SIZE);
 		/* Blocks may change while the lock is given up, and QEMU may want us aside. */
 		PfRamBlock *block = pf_ram_find(start, PF_PAGE_SIZE);
 		ssize_t n;
@@ -338,17 +338,36 @@ static PfShimResult fuse_locked(const PfShimRun *run, uint8_t *results)
 	return PF_SHIM_DONE;
 }
 
-/* Whether the order makes sense, and its frames: read before the freeze, so that this does not
- * lengthen it. */
-static PfShimResult read_frames(const PfShimRun *run)
+/* Whether the order makes sense, and the store it is for. */
+static PfShimResult check_order(const PfShimRun *run, int *store)
+{
+	PfShimResult result = PF_SHIM_DONE;
+
+	if (run->hva % PF_PAGE_SIZE || run->hva > UINT64_MAX - run->n_pages * PF_PAGE_SIZE)
+		return PF_SHIM_NOT_RAM;
+	if (!pf_core_started())
+		return PF_SHIM_STOPPED;
+	pf_core_lock();
+	*store = pf_core.store;
+	if (pf_core.stopped_error)
+		result = PF_SHIM_STOPPED;
+	else if (*store < 0 || run->frame >= pf_core.store_pages ||
+		 run->n_pages > pf_core.store_pages - run->frame)
+		result = PF_SHIM_NO_FRAME;
+	pf_core_unlock();
+	return result;
+}
+
+/*
+ * The order's frames. Read before the freeze and without the lock, so that this lengthens neither. The store stays open:
+ * only the link's thread, which this is, puts another one in its place.
+ */
+static PfShimResult read_frames(const PfShimRun *run, int store)
 {
 	size_t size = run->n_pages * PF_PAGE_SIZE;
 
-	if (pf_core.store < 0 || run->frame >= pf_core.store_pages ||
-		run->n_pages > pf_core.store_pages - run->frame)
-		return PF_SHIM_NO_FRAME;
 	for (size_t done = 0; done < size;) {
-		ssize_t n = pread(pf_core.store, pf_core.frames + done, size - done,
+		ssize_t n = pread(store, pf_core.frames + done, size - done,
 			(off_t)(run->frame * PF_PAGE_SIZE + done));
 
 		if (n <= 0 && errno != EINTR)
@@ -361,18 +380,16 @@ static PfShimResult read_frames(const PfShimRun *run)
 void pf_core_fuse(const PfShimRun *run, uint8_t *results)
 {
 	PfShimResult result;
+	int store;
 
 	if (run->n_pages > PF_SHIM_RUN_PAGES) {
 		memset(results, PF_SHIM_FAILED, run->n_pages);
 		return;
 	}
 	memset(results, NO_RESULT_YET, run->n_pages);
-	if (run->hva % PF_PAGE_SIZE || run->hva > UINT64_MAX - run->n_pages * PF_PAGE_SIZE)
-		result = PF_SHIM_NOT_RAM;
-	else if (!pf_core_started() || pf_core.stopped_error)
-		result = PF_SHIM_STOPPED;
-	else
-		result = read_frames(run);
+	result = check_order(run, &store);
+	if (result == PF_SHIM_DONE)
+		result = read_frames(run, store);
 	if (result == PF_SHIM_DONE) {
 		pf_core_lock();
 		pf_core_yield();

@@ -87,6 +87,7 @@ uint64_t pf_sys_huge_pages(int pagemap, const char *start, size_t n)
 	uint64_t huge = 0;
 
 	for (int i = 0; i < found; i++)
+		/* cppcheck-suppress uninitvar ; the kernel has set the first ones */
 		for (uint64_t at = regions[i].start; at < regions[i].end; at += PF_PAGE_SIZE)
 			huge |= 1ull << (at - (uintptr_t)start) / PF_PAGE_SIZE;
 	return huge;

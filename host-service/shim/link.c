@@ -16,6 +16,7 @@
 #include <errno.h>
 #include <poll.h>
 #include <pthread.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdatomic.h>
 #include <stdbool.h>
@@ -214,6 +215,8 @@ static int do_fuse(Link *link, const PfShimRun *runs, size_t size)
 	for (size_t i = 0; i < n; i++) {
 		pf_core_fuse(&runs[i], results + n_pages);
 		n_pages += runs[i].n_pages;
+		/* On a busy host a fault would else not even be read before our share of the processor is used up. */
+		sched_yield();
 	}
 	link->state_due = true;
 	return send_message(link, PF_SHIM_FUSED, in.header.id, n_pages, -1);
@@ -221,17 +224,20 @@ static int do_fuse(Link *link, const PfShimRun *runs, size_t size)
 
 static int do_release(Link *link, const PfShimRange *ranges, size_t size)
 {
-	int error;
+	int error = 0;
 
 	if (size % sizeof *ranges)
 		return -EPROTO;
 	if (size == 0)
-		pf_core_release((PfHva){0}, UINT64_MAX);
-	for (size_t i = 0; i < size / sizeof *ranges; i++) {
+		error = pf_core_release((PfHva){0}, UINT64_MAX);
+	for (size_t i = 0; error == 0 && i < size / sizeof *ranges; i++) {
 		if (ranges[i].hva % PF_PAGE_SIZE)
 			return -EPROTO;
-		pf_core_release((PfHva){ranges[i].hva}, ranges[i].n_pages);
+		error = pf_core_release((PfHva){ranges[i].hva}, ranges[i].n_pages);
 	}
+	/* RELEASED would not be true. */
+	if (error)
+		return error;
 	/*
 	 * What was lost by it, and before it, goes first: RELEASED means that all of it was heard. After a release of
 	 * everything nothing is left to be told, so there it does not matter if more was lost than we could keep.

@@ -41,7 +41,8 @@ void pf_core_advise_frames(const PfRamBlock *block, char *start, size_t length)
  * writable when its flags are its own, and when it is registered: for what has the same flags is guest RAM, and a hole
  * beside that is a likely place.
  */
-static char *map_anywhere(const PfRamBlock *block, size_t length, int flags, int *error)
+PF_NEEDS_LOCK static char *map_anywhere(
+	const PfRamBlock *block, size_t length, int flags, int *error)
 {
 	char *fresh = pf_sys_mmap(NULL, length, PROT_READ, flags, -1, 0, error);
 

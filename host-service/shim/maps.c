@@ -61,7 +61,7 @@ static const struct Tier {
 #define RECOUNT_MS    200u
 #define READ_LIMIT_MS 500u
 
-static uint64_t counted, counted_ms, limit_read_ms;
+static uint64_t counted PF_GUARDED, counted_ms PF_GUARDED, limit_read_ms PF_GUARDED;
 
 static uint64_t now_ms(void)
 {
@@ -87,13 +87,13 @@ static uint64_t count_maps(void)
 	return maps;
 }
 
-static void set_maps(uint64_t maps)
+PF_NEEDS_LOCK static void set_maps(uint64_t maps)
 {
 	pf_core.maps = counted = maps;
 	counted_ms = now_ms();
 }
 
-static void read_limit(void)
+PF_NEEDS_LOCK static void read_limit(void)
 {
 	pf_core.maps_limit = read_number("/proc/sys/vm/max_map_count", 65530);
 	pf_core.maps_budget = pf_core.maps_limit / 4 * 3;
@@ -117,7 +117,7 @@ void pf_core_recount_maps(void)
 }
 
 /* Not again and again while maps are really used up. */
-static void recount_if_due(void)
+PF_NEEDS_LOCK static void recount_if_due(void)
 {
 	if (pf_core.maps_limit != 0 && now_ms() - counted_ms < RECOUNT_MS &&
 		pf_core.maps - counted < pf_core.maps_budget / 16)
@@ -126,7 +126,7 @@ static void recount_if_due(void)
 	read_limit();
 }
 
-static void read_limit_if_due(void)
+PF_NEEDS_LOCK static void read_limit_if_due(void)
 {
 	if (pf_core.maps_limit == 0)
 		recount_if_due();
@@ -135,7 +135,7 @@ static void read_limit_if_due(void)
 }
 
 /* Of how many pages a piece must be at least that adds so many maps. */
-static size_t least_pages(uint64_t n_maps)
+PF_NEEDS_LOCK static size_t least_pages(uint64_t n_maps)
 {
 	for (size_t i = 0; i < sizeof tiers / sizeof tiers[0]; i++)
 		if (pf_core.maps + n_maps <= pf_core.maps_budget / 8 * tiers[i].eighths)

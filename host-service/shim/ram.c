@@ -19,14 +19,14 @@ typedef struct PfPageArray {
 	uint64_t pages[];
 } PfPageArray;
 
-static PfRamBlock blocks[PF_RAM_MAX_BLOCKS];
-static unsigned n_blocks;
-static uint64_t n_fused, n_runs;
+static PfRamBlock blocks[PF_RAM_MAX_BLOCKS] PF_GUARDED;
+static unsigned n_blocks PF_GUARDED;
+static uint64_t n_fused PF_GUARDED, n_runs PF_GUARDED, n_broken PF_GUARDED;
 
 /* Bounds of all blocks that ever were, for the fast path. */
 static _Atomic uintptr_t lowest = UINTPTR_MAX, highest;
 
-static char *block_end(const PfRamBlock *block)
+PF_NEEDS_LOCK static char *block_end(const PfRamBlock *block)
 {
 	return block->start + block->n_pages * PF_PAGE_SIZE;
 }
@@ -113,14 +113,14 @@ static int read_flags(const char *start, size_t length, PfVmFlags *flags)
 	return 0;
 }
 
-static void insert_block(unsigned at, const PfRamBlock *block)
+PF_NEEDS_LOCK static void insert_block(unsigned at, const PfRamBlock *block)
 {
 	memmove(&blocks[at + 1], &blocks[at], (n_blocks - at) * sizeof blocks[0]);
 	blocks[at] = *block;
 	n_blocks++;
 }
 
-static void remove_block(unsigned at)
+PF_NEEDS_LOCK static void remove_block(unsigned at)
 {
 	if (--blocks[at].array->n_parts == 0)
 		pf_sys_munmap(blocks[at].array, blocks[at].array->size);
@@ -128,7 +128,7 @@ static void remove_block(unsigned at)
 	memmove(&blocks[at], &blocks[at + 1], (n_blocks - at) * sizeof blocks[0]);
 }
 
-static int map_page_array(PfRamBlock *block)
+PF_NEEDS_LOCK static int map_page_array(PfRamBlock *block)
 {
 	size_t size = sizeof *block->array + block->n_pages * sizeof *block->pages;
 	int error;
@@ -171,7 +171,7 @@ int pf_ram_add(void *start, size_t length)
 }
 
 /* Whether two neighbours belong to one piece: both fused, frames consecutive. */
-static bool joined(const PfRamBlock *block, size_t left)
+PF_NEEDS_LOCK static bool joined(const PfRamBlock *block, size_t left)
 {
 	return left + 1 < block->n_pages && pf_ram_state(block, left) == PF_PAGE_FUSED &&
 	       pf_ram_state(block, left + 1) == PF_PAGE_FUSED &&
@@ -179,7 +179,7 @@ static bool joined(const PfRamBlock *block, size_t left)
 }
 
 /* Makes address a border between blocks. false: the array is full. */
-static bool split_at(char *address)
+PF_NEEDS_LOCK static bool split_at(char *address)
 {
 	for (unsigned i = 0; i < n_blocks; i++) {
 		PfRamBlock *block = &blocks[i];
@@ -202,7 +202,7 @@ static bool split_at(char *address)
 	return true;
 }
 
-static bool overlaps(const PfRamBlock *block, const char *start, const char *end)
+PF_NEEDS_LOCK static bool overlaps(const PfRamBlock *block, const char *start, const char *end)
 {
 	return block->start < end && start < block_end(block);
 }
@@ -297,7 +297,7 @@ static bool apply_advice(PfVmFlags *flags, int advice)
 }
 
 /* Whether some page of the range does not have what the advice gives. */
-static bool is_news(char *start, char *end, int advice)
+PF_NEEDS_LOCK static bool is_news(char *start, char *end, int advice)
 {
 	for (unsigned i = 0; i < n_blocks; i++) {
 		PfVmFlags flags = blocks[i].flags;
@@ -322,7 +322,7 @@ void pf_ram_advised(void *start, size_t length, int advice)
 }
 
 /* Pieces = fused pages - joints between them; a page takes part in two joints. */
-static int64_t pieces_of(const PfRamBlock *block, size_t page)
+PF_NEEDS_LOCK static int64_t pieces_of(const PfRamBlock *block, size_t page)
 {
 	int64_t n = pf_ram_maps_frame(block, page);
 
@@ -336,16 +336,23 @@ void pf_ram_set(PfRamBlock *block, size_t page, PfPageState state, PfFrame frame
 	int64_t before = pieces_of(block, page);
 
 	n_fused -= pf_ram_maps_frame(block, page);
+	n_broken -= pf_ram_state(block, page) == PF_PAGE_BROKEN;
 	block->pages[page] = state;
 	if (state == PF_PAGE_FUSED || state == PF_PAGE_BROKEN)
 		block->pages[page] |= frame.v << 3;
 	n_fused += pf_ram_maps_frame(block, page);
+	n_broken += state == PF_PAGE_BROKEN;
 	n_runs += (uint64_t)(pieces_of(block, page) - before);
 }
 
 uint64_t pf_ram_n_fused(void)
 {
 	return n_fused;
+}
+
+uint64_t pf_ram_n_broken(void)
+{
+	return n_broken;
 }
 
 uint64_t pf_ram_n_runs(void)

@@ -22,7 +22,7 @@
 #include <unistd.h>
 
 /* The frame's bytes into the spare area. false: they cannot be read, now or later (a memory error, a failed swap-in). */
-static bool fill_spare(PfFrame frame, size_t n)
+PF_NEEDS_LOCK static bool fill_spare(PfFrame frame, size_t n)
 {
 	size_t size = n * PF_PAGE_SIZE;
 
@@ -42,7 +42,8 @@ static bool fill_spare(PfFrame frame, size_t n)
 }
 
 /* Where the neighbour lies in a huge page that has no part in this: that as a whole, or it would be broken. */
-static size_t huge_neighbour(const PfRamBlock *block, const char *neighbour, const char **start)
+PF_NEEDS_LOCK static size_t huge_neighbour(
+	const PfRamBlock *block, const char *neighbour, const char **start)
 {
 	*start = (const char *)((uintptr_t)neighbour & ~(PF_HUGE_PAGE_SIZE - 1));
 	if (*start < block->start ||
@@ -52,7 +53,8 @@ static size_t huge_neighbour(const PfRamBlock *block, const char *neighbour, con
 }
 
 /* Registers what lies beside `beside`, on the side of the page `neighbour`, if it is private. Returns its length. */
-static size_t register_neighbour(const PfRamBlock *block, size_t neighbour, size_t beside)
+PF_NEEDS_LOCK static size_t register_neighbour(
+	const PfRamBlock *block, size_t neighbour, size_t beside)
 {
 	const char *start = pf_ram_address(block, neighbour);
 	size_t length = PF_PAGE_SIZE;
@@ -69,7 +71,7 @@ static size_t register_neighbour(const PfRamBlock *block, size_t neighbour, size
 }
 
 /* Puts the spare area there. false: no map or no memory for one; nothing has changed then. */
-static bool replace(PfRamBlock *block, size_t page, size_t n)
+PF_NEEDS_LOCK static bool replace(PfRamBlock *block, size_t page, size_t n)
 {
 	size_t length = n * PF_PAGE_SIZE;
 	char *start = pf_ram_address(block, page), *fresh, *all;
@@ -178,7 +180,8 @@ size_t pf_core_piece(const PfRamBlock *block, size_t page, size_t limit)
 }
 
 /* Goes on from page, which maps a frame; at most limit pages. Returns how many it dealt with. */
-static size_t make_some_private(PfRamBlock *block, size_t page, size_t limit, PfShimLoss loss)
+PF_NEEDS_LOCK static size_t make_some_private(
+	PfRamBlock *block, size_t page, size_t limit, PfShimLoss loss)
 {
 	size_t n;
 
@@ -216,15 +219,19 @@ void pf_core_make_range_private(char *start, char *end, PfShimLoss loss, bool yi
 	}
 }
 
-void pf_core_release(PfHva hva, uint64_t n_pages)
+int pf_core_release(PfHva hva, uint64_t n_pages)
 {
+	bool broken;
 	uint64_t last = UINT64_MAX / PF_PAGE_SIZE * PF_PAGE_SIZE, end = last;
 
 	if (n_pages < (last - hva.v) / PF_PAGE_SIZE)
 		end = hva.v + n_pages * PF_PAGE_SIZE;
 	pf_core_lock();
 	pf_core_make_range_private((char *)hva.v, (char *)end, PF_SHIM_LOST_RELEASED, true);
+	/* Elsewhere is as good as here: it is rare, and who asked must not think that no frame is needed any more. */
+	broken = n_pages > 0 && pf_ram_n_broken() > 0;
 	pf_core_unlock();
+	return broken ? -EIO : 0;
 }
 
 void pf_core_resolve_fault(char *address, bool write_protect)

@@ -52,6 +52,11 @@ check_headers_alone() {
 	return "$failed"
 }
 
+# The marks of host-service/shim/lock.h.
+check_thread_safety() {
+	clang -std=gnu11 -D_GNU_SOURCE -D_FILE_OFFSET_BITS=64 -I. -fsyntax-only -Wthread-safety -Werror host-service/shim/*.c
+}
+
 check_python() { /usr/bin/python3 -B -c 'import sys; [compile(open(p).read(), p, "exec") for p in sys.argv[1:]]' "${pythons[@]}"; }
 
 # Nothing names a place that exists on one machine only.
@@ -61,7 +66,7 @@ check_no_private_paths() {
 }
 
 failed=()
-for check in clang-format headers-alone no-private-paths python shellcheck cppcheck gcc-analyzer clang-tidy; do
+for check in clang-format headers-alone thread-safety no-private-paths python shellcheck cppcheck gcc-analyzer clang-tidy; do
 	started=$SECONDS
 	log=build/log/check-$check.log
 	printf '== %s ... ' "$check"

@@ -8,119 +8,49 @@ guest overwrites a page of a fused file. What was started is taken away again wh
 import argparse
 import json
 import os
-import shutil
 import signal
 import sys
-import tempfile
 import time
 
-import guest as lab_guest
 import host_features
 import image as lab_image
 import oracle
 import product as lab_product
-from libvirt_lab import SIGNALS, LabError, Libvirt, die_with_parent, enter_namespaces, wait_until
+from lab import TTY, Lab, Output, add_options
+from libvirt_lab import SIGNALS, LabError, die_with_parent, enter_namespaces, wait_until
 
 GUEST_MIB = 512
-BOOT_SECONDS = 240
 FUSE_SECONDS = 240
 STABLE_SECONDS = 10
-TTY = sys.stdout.isatty()
 
 
 class Interrupted(Exception):
     """A signal asked us to end."""
 
 
-class Output:
-    """Lines of progress, and one that is redrawn in place where there is a terminal."""
-
-    def __init__(self):
-        self.started = time.monotonic()
-        self.live = 0
-        self.next_live = 0.0
-
-    def say(self, text):
-        """A line that stays."""
-        self._end_live()
-        print(f"[{time.monotonic() - self.started:5.1f} s] {text}", flush=True)
-
-    def table(self, lines, every=5.0):
-        """Lines that replace those before them; without a terminal one line now and then."""
-        if TTY:
-            if self.live:
-                sys.stdout.write(f"\x1b[{self.live}A")
-            sys.stdout.write("".join(f"\x1b[2K{line}\n" for line in lines))
-            sys.stdout.flush()
-            self.live = len(lines)
-        elif time.monotonic() >= self.next_live:
-            self.next_live = time.monotonic() + every
-            print(f"[{time.monotonic() - self.started:5.1f} s] {'; '.join(line.strip() for line in lines)}", flush=True)
-
-    def _end_live(self):
-        self.live = 0
-        self.next_live = 0.0
-
-
-class Demo:
+class Demo(Lab):
     """One run."""
 
     def __init__(self, options, image, out):
-        self.options = options
-        self.image = image
-        self.out = out
-        self.product = lab_product.Product(options.build)
-        self.directory = tempfile.mkdtemp(prefix="pagefusion-demo-", dir="/tmp")
-        os.chmod(self.directory, 0o755)  # QEMU's user has to reach its disks
-        self.libvirt = Libvirt(self.directory)
-        self.guests = []
+        super().__init__(options.build, options.agent_unit, image, out)
+        self.n_vms = options.vms
         self.snapshots = []
-        self.samples = None
-        self.accel = self.libvirt.accel
 
     def run(self):
         """All of it; the result as a dictionary."""
-        self.prepare()
+        self.out.say("libvirtd: starting one of our own, apart from the machine's")
+        self.start()
+        for number in range(1, self.n_vms + 1):
+            self.add_guest(f"pf-demo-{number}", GUEST_MIB)
+        self.out.say(f"{self.n_vms} guests of {GUEST_MIB} MiB defined, page fusion turned on in each "
+                     f"(policy for huge pages: {lab_product.THP})")
+        self.out.say(f"starting the guests ({self.libvirt.accel})")
         self.boot()
+        self.out.say("all guests are up")
         self.fuse()
         result = self.measure()
         result.update(self.overwrite())
         return result
-
-    def prepare(self):
-        """libvirtd, service, defined guests."""
-        say = self.out.say
-        say("libvirtd: starting one of our own, apart from the machine's")
-        self.libvirt.start()
-        # A copy: QEMU's user may not be able to look into the build directory.
-        shim = shutil.copy(self.product.shim_path, self.directory)
-        os.chmod(shim, 0o755)
-
-        self.product.start(self.directory, shim)
-        initrd = os.path.join(self.directory, "initrd")
-        lab_image.write_initrd_with_payload(self.image, initrd, lab_guest.payload(
-            self.product.agent_path, self.options.agent_unit))
-        for number in range(1, self.options.vms + 1):
-            guest = lab_guest.Guest(self.libvirt, f"pf-demo-{number}", self.directory, GUEST_MIB)
-            self.guests.append(guest)
-            guest.define(self.image, initrd, self.accel)
-            wait_until(lambda g=guest: self.product.ctl("showvminfo", g.name).returncode == 0, 10,
-                       f"pagefusiond to see {guest.name}")
-            self.product.enable(guest.name)
-        say(f"{len(self.guests)} guests of {GUEST_MIB} MiB defined, page fusion turned on in each")
-
-    def boot(self):
-        """Starts the guests; returns when all they run is up."""
-        self.out.say(f"starting the guests ({self.accel})")
-        for guest in self.guests:
-            guest.start()
-        self.samples = lab_product.Samples(self.product, [g.name for g in self.guests])
-
-        def progress(guests, waiting, elapsed):
-            self.samples.take()
-            self.out.table([f"  booting: {len(guests) - len(waiting)} of {len(guests)} up, {elapsed:.0f} s"])
-        lab_guest.wait_ready(self.guests, BOOT_SECONDS * max(1, len(self.guests) // 2), progress)
-        self.out.say("all guests are up")
 
     def fuse(self):
         """Shows the metrics until they stay as they are."""
@@ -154,14 +84,13 @@ class Demo:
         self.settle()
         self.out.say("walking through the guests' mappings, then pausing them to count")
         walked = [guest.ask("walk") for guest in self.guests]
-        for guest in self.guests:
-            self.libvirt.virsh("suspend", guest.name)
+        self.pause()
         values = self.samples.take()
         host, vms = values["host"], [values[g.name] for g in self.guests]
         self.snapshots = [oracle.Snapshot(g, w) for g, w in zip(self.guests, walked)]
         kernel_kib, most_maps = oracle.kernel_shared(self.snapshots)
         result = {
-            "vms": len(self.guests), "accel": self.accel, "guest_mib": GUEST_MIB,
+            "vms": len(self.guests), "accel": self.libvirt.accel, "guest_mib": GUEST_MIB, "thp": lab_product.THP,
             "eligible_pages": sum(len(s.gfns) for s in self.snapshots),
             "hinted_pages": sum(vm[lab_product.VM_HINTED] for vm in vms),
             "oracle_shared_kib": oracle.shareable_kib(self.snapshots),
@@ -174,8 +103,7 @@ class Demo:
             "runs": sum(vm[lab_product.VM_RUNS] for vm in vms),
             "maps_per_vm": most_maps,
         }
-        for guest in self.guests:
-            self.libvirt.virsh("resume", guest.name)
+        self.resume()
         return result
 
     def cpu_seconds(self):
@@ -215,24 +143,6 @@ class Demo:
                                                       "BUT ANOTHER GUEST DOES NOT READ THE OLD BYTES"))
         return {"revoked_pages": self.samples.take()["host"][lab_product.REVOKED], "neighbour_intact": intact}
 
-    def explain(self):
-        """The ends of the logs, after a failure."""
-        for guest in self.guests:
-            if os.path.exists(guest.console):
-                print(guest.console_tail(), file=sys.stderr)
-        if self.product.service:
-            print(self.product.log_tail(), file=sys.stderr)
-
-    def close(self):
-        """Takes everything away again; nothing interrupts that."""
-        for signum in SIGNALS:
-            signal.signal(signum, signal.SIG_IGN)
-        for guest in self.guests:
-            guest.close()
-        self.product.stop()
-        self.libvirt.stop()
-        shutil.rmtree(self.directory, ignore_errors=True)
-
 
 def judge(result):
     """[(whether it holds, what was wanted, what was found)]"""
@@ -251,8 +161,8 @@ def judge(result):
 def summary(result, out):
     """Prints it; whether every bound held."""
     verdicts = judge(result)
-    out.say(f"{result['vms']} guests ({result['accel']}) share {result['shared_kib'] / 1024:.1f} MiB "
-            f"in {result['frames']} frames and {result['runs']} runs; "
+    out.say(f"{result['vms']} guests ({result['accel']}, huge pages: {result['thp']}) "
+            f"share {result['shared_kib'] / 1024:.1f} MiB in {result['frames']} frames and {result['runs']} runs; "
             f"90 % of it {result['seconds_to_90_percent']} s after the second guest's first hint, "
             f"for {result['host_cpu_seconds']} s of host CPU")
     for holds, wanted, value in verdicts:
@@ -270,11 +180,7 @@ def parse(argv):
         return int(text)
     parser.add_argument("--vms", type=vms, default=2, metavar="N", help="number of guests (default 2)")
     parser.add_argument("--json", metavar="FILE", help="write the result there")
-    parser.add_argument("--build", required=True, help=argparse.SUPPRESS)
-    parser.add_argument("--with-parent", action="store_true", help=argparse.SUPPRESS)
-    parser.add_argument("--agent-unit", default="", help=argparse.SUPPRESS)
-    parser.add_argument("--image-log", default="/dev/null", help=argparse.SUPPRESS)
-    parser.add_argument("--cache", default=lab_image.default_cache(), help=argparse.SUPPRESS)
+    add_options(parser)
     options = parser.parse_args(argv)
     if options.json and not os.path.isdir(os.path.dirname(os.path.abspath(options.json))):
         parser.error(f"--json: the directory of {options.json} does not exist")

@@ -3,6 +3,7 @@
 import base64
 import json
 import os
+import re
 import socket
 import stat
 import subprocess
@@ -85,6 +86,7 @@ def payload(agent, packaged_unit):
         units + "pagefusion-agent.service.d/lab.conf": text(AGENT_ORDER),
         wants + "pagefusion-agent.service": (stat.S_IFLNK | 0o777, b"../pagefusion-agent.service"),
         "opt/pagefusion-lab/walker.py": copy(os.path.join(HERE, "walker.py"), 0o644),
+        "opt/pagefusion-lab/guest_files.py": copy(os.path.join(HERE, "guest_files.py"), 0o644),
         units + "pagefusion-lab.service": text(LAB_UNIT),
         wants + "pagefusion-lab.service": (stat.S_IFLNK | 0o777, b"../pagefusion-lab.service"),
     }
@@ -103,8 +105,8 @@ class Guest:
         self.buffer = b""
         self.defined = False
 
-    def define(self, image, initrd, accel):
-        """An overlay on the image's root, and the domain, shut off."""
+    def define(self, image, initrd, accel, edit=None):
+        """An overlay on the image's root, and the domain, shut off. edit(guest, domain) may change the definition."""
         os.makedirs(self.directory, mode=0o755)
         disk = os.path.join(self.directory, "disk.qcow2")
         subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", "-F", "raw", "-b", image.root, disk], check=True)
@@ -114,11 +116,24 @@ class Guest:
             type="kvm" if accel == "kvm" else "qemu", name=self.name, mib=self.mib, kernel=image.kernel,
             initrd=initrd, disk=disk, console=self.console, port=WALKER_PORT,
             cpu="<cpu mode='host-passthrough'/>" if accel == "kvm" else "")
-        path = os.path.join(self.directory, "domain.xml")
-        with open(path, "w", encoding="utf-8") as f:
-            f.write(definition)
-        self.libvirt.virsh("define", path)
+        domain = ET.fromstring(definition)
+        if edit:
+            edit(self, domain)
+        self.libvirt.virsh("define", self.write_xml("domain", domain))
         self.defined = True
+
+    def write_xml(self, name, element):
+        """Path of a file for virsh."""
+        path = os.path.join(self.directory, name + ".xml")
+        ET.ElementTree(element).write(path, encoding="unicode")
+        return path
+
+    def add_disk(self, domain, target, driver, path):
+        """A raw disk in the definition."""
+        disk = ET.SubElement(domain.find("devices"), "disk", type="file", device="disk")
+        ET.SubElement(disk, "driver", {"name": "qemu", "type": "raw", **driver})
+        ET.SubElement(disk, "source", file=path)
+        ET.SubElement(disk, "target", dev=target, bus="virtio")
 
     def start(self):
         """Starts it and connects to the walker's port."""
@@ -153,22 +168,65 @@ class Guest:
         line, self.buffer = self.buffer.split(b"\n", 1)
         return json.loads(line)
 
-    def ask(self, what, seconds=60, **arguments):
-        """The walker's answer."""
+    def tell(self, what, seconds=60, **arguments):
+        """Sends the walker a request, whose answer is still to be heard."""
         request = (json.dumps({"do": what, **arguments}) + "\n").encode()
         self.line.settimeout(seconds)
         self.line.sendall(request)
         self.line.setblocking(False)
+
+    def hear(self, what, seconds=60):
+        """The walker's answer."""
         reply = wait_until(self.poll_line, seconds, f"{self.name}: the walker's answer to {what}")
         reply = json.loads(zlib.decompress(base64.b64decode(reply["z"])))
         if "error" in reply:
             raise LabError(f"{self.name}: {what}: {reply['error']}")
         return reply
 
+    def ask(self, what, seconds=60, **arguments):
+        """Request and answer."""
+        self.tell(what, seconds, **arguments)
+        return self.hear(what, seconds)
+
     def pid(self):
         """Of its QEMU."""
         with open(f"/run/libvirt/qemu/{self.name}.pid", encoding="ascii") as f:
             return int(f.read())
+
+    def qmp(self, command, **arguments):
+        """What QEMU's monitor returns."""
+        request = json.dumps({"execute": command, "arguments": arguments})
+        reply = json.loads(self.libvirt.virsh("qemu-monitor-command", self.name, request))
+        if "error" in reply:
+            raise LabError(f"{self.name}: {command}: {reply['error']['desc']}")
+        return reply["return"]
+
+    def balloon_mib(self):
+        """What the balloon leaves to the guest."""
+        text = self.libvirt.virsh("dommemstat", self.name)
+        return int(re.search(r"^actual (\d+)$", text, re.M).group(1)) // 1024
+
+    def plugged_mib(self):
+        """What virtio-mem has given to the guest."""
+        live = ET.fromstring(self.libvirt.virsh("dumpxml", self.name))
+        return int(live.find("devices/memory/target/current").text) // 1024
+
+    def reset_peak(self):
+        """peak_kib() counts from now on."""
+        with open(f"/proc/{self.pid()}/clear_refs", "w", encoding="ascii") as f:
+            f.write("5")
+
+    def peak_kib(self):
+        """The most that was resident."""
+        return self._status_kib("VmHWM")
+
+    def resident_kib(self):
+        """What is resident."""
+        return self._status_kib("VmRSS")
+
+    def _status_kib(self, field):
+        with open(f"/proc/{self.pid()}/status", encoding="utf-8") as f:
+            return int(re.search(rf"^{field}:\s+(\d+) kB$", f.read(), re.M).group(1))
 
     def hva(self, gfn):
         """Host virtual address of a guest page, from QEMU's monitor."""
@@ -190,6 +248,13 @@ class Guest:
         except LabError:
             pass  # libvirtd is gone too: the process namespace takes the rest with it
         self.defined = False
+
+
+def ask_all(guests, what, seconds=240, **arguments):
+    """The walkers' answers, in the guests' order; they work at the same time."""
+    for guest in guests:
+        guest.tell(what, seconds, **arguments)
+    return [guest.hear(what, seconds) for guest in guests]
 
 
 def wait_ready(guests, seconds, progress):

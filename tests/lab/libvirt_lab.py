@@ -105,6 +105,27 @@ def wait_until(condition, seconds, what):
         time.sleep(0.1)
 
 
+class Setting:
+    """A file of /proc/sys that has another value for a while."""
+
+    def __init__(self, path, value):
+        self.path = path
+        self.value = value
+        self.before = None
+
+    def __enter__(self):
+        with open(self.path, encoding="ascii") as f:
+            self.before = f.read()
+        self._write(self.value)
+
+    def __exit__(self, *_):
+        self._write(self.before)
+
+    def _write(self, value):
+        with open(self.path, "w", encoding="ascii") as f:
+            f.write(value)
+
+
 def ended(process):
     """Whether a process of ours has ended."""
     return process.poll() is not None

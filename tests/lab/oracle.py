@@ -103,6 +103,19 @@ def kernel_shared(snapshots):
     return sum(n - 1 for n in mappings.values()) * PAGE // 1024, most_maps
 
 
+def resident_kib(snapshot, lowest_gfn=0):
+    """How much of the guest's RAM from there on takes up memory of the host, and how much of that is frames."""
+    resident = frames = 0
+    with open(f"/proc/{snapshot.pid}/pagemap", "rb", buffering=0) as pagemap:
+        for first, pages, hva in snapshot.ranges:
+            if first < lowest_gfn:
+                continue
+            for (entry,) in struct.iter_unpack("<Q", os.pread(pagemap.fileno(), pages * 8, hva // PAGE * 8)):
+                resident += entry >> 63
+                frames += entry >> 63 & entry >> 61 & 1
+    return resident * PAGE // 1024, frames * PAGE // 1024
+
+
 def host_page(snapshot, gfn):
     """Host page number behind a guest's page if it is a file's (fused), else None."""
     with open(f"/proc/{snapshot.pid}/pagemap", "rb", buffering=0) as pagemap:

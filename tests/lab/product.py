@@ -30,12 +30,13 @@ class Product:
             if not os.path.exists(path):
                 raise LabError(f"{path} is not built")
 
-    def start(self, directory, shim_path):
+    def start(self, directory, shim_path, *options):
         """Starts the service; returns when it answers. shim_path must be readable for QEMU's user."""
         self.log = os.path.join(directory, "pagefusiond.log")
         run_dir = os.path.join(directory, "pagefusion")
         os.makedirs(run_dir, mode=0o755)
-        self.service = spawn([self.service_path, "--run-dir", run_dir, "--shim", shim_path, "--thp", THP], self.log)
+        self.service = spawn([self.service_path, "--run-dir", run_dir, "--shim", shim_path, "--thp", THP, *options],
+                             self.log)
 
         def answers():
             if ended(self.service):

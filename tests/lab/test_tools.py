@@ -9,6 +9,7 @@ import unittest
 
 import demo
 import image
+from libvirt_lab import Setting
 from product import Samples
 
 SOURCE = sys.argv.pop(1) if len(sys.argv) > 1 else "."
@@ -101,6 +102,20 @@ class Cpio(unittest.TestCase):
             names.append((name, archive[data:data + fields[6]]))
             at = data + (fields[6] + 3) // 4 * 4
         self.assertEqual(names, [("a", b""), ("a/b", b""), ("a/b/file", b"seven b"), ("link", b"a/b")])
+
+
+class Settings(unittest.TestCase):
+    """What a test changes of the kernel."""
+
+    def test_put_back_after_an_interrupt(self):
+        with tempfile.NamedTemporaryFile("w+", encoding="ascii") as file:
+            file.write("0\n")
+            file.flush()
+            with self.assertRaises(KeyboardInterrupt):
+                with Setting(file.name, "1"):
+                    self.assertEqual(os.pread(file.fileno(), 9, 0), b"1")
+                    raise KeyboardInterrupt
+            self.assertEqual(os.pread(file.fileno(), 9, 0), b"0\n")
 
 
 class Run(unittest.TestCase):

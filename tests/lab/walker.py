@@ -3,14 +3,22 @@
 
 Shares no code and no library with the agent. One JSON object a line comes in on a virtio-serial port, one goes out:
   {"do": "walk"}                         every resident page of every r-- and r-x mapping of a regular file
+  {"do": "ram"}                          where RAM lies
   {"do": "rescan"}                       has the agent look again
   {"do": "hash", "path": P, "page": N}   what a reader of the file sees in that page now
   {"do": "write", "path": P, "page": N}  overwrites that page in the page cache
+  {"do": "map", "files": [PATTERN]}      maps files read-only and keeps them mapped
+  {"do": "sums", "files": [PATTERN], "cold": B}  their SHA-256, if so wanted after the page cache was dropped
+  {"do": "drop"}                         drops the page cache
+  {"do": "churn", "mib": N}              fills memory and gives it back
+  {"do": "mount", "device": D, "at": P}  mounts a disk
+  {"do": "load", "files": [PATTERN], "at": [P], "rounds": N}  writes and reads disks, see guest_files.py
+  {"do": "patch", "files": [PATTERN], "at": [P]}  writes to what load wrote, see guest_files.py
+  {"do": "reboot"}                       begins to shut down, to boot again
 Everything is imported before the first answer, so that answering maps nothing new.
 """
 import base64
 import ctypes
-import glob
 import hashlib
 import json
 import os
@@ -19,19 +27,15 @@ import signal
 import socket
 import stat
 import struct
+import subprocess
 import sys
 import time
 import zlib
 
-PAGE = 4096
-libc = ctypes.CDLL(None, use_errno=True)
-libc.mmap.restype = ctypes.c_void_p
-libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
-libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+import guest_files
+from guest_files import MAP_FAILED, MAP_SHARED, PAGE, PROT_READ, libc
+
 libc.mincore.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_char_p]
-MAP_FAILED = ctypes.c_void_p(-1).value
-PROT_READ, MAP_SHARED = 1, 1
-held = []  # addresses of mappings that stay
 
 
 def read_only_mappings():
@@ -110,10 +114,14 @@ def walk():
                 runs.append([page, pfns[page], 1])
         result.append([name, runs])
     os.close(pagemap)
+    return {"files": result, "ram": ram()}
+
+
+def ram():
+    """[[first PFN, pages]]; what virtio-mem added stands one level deeper, below its device."""
     with open("/proc/iomem", encoding="ascii") as f:
-        ram = re.findall(r"^([0-9a-f]+)-([0-9a-f]+) : System RAM$", f.read(), re.M)
-    ranges = [[int(a, 16) // PAGE, (int(b, 16) + 1 - int(a, 16)) // PAGE] for a, b in ram]
-    return {"files": result, "ram": ranges}
+        found = re.findall(r"^ *([0-9a-f]+)-([0-9a-f]+) : System RAM(?: \(virtio_mem\))?$", f.read(), re.M)
+    return [[int(a, 16) // PAGE, (int(b, 16) + 1 - int(a, 16)) // PAGE] for a, b in found]
 
 
 def agent_pid():
@@ -147,38 +155,76 @@ def overwrite(path, page):
         os.close(fd)
 
 
-def map_file(path):
-    """Maps the file read-only and keeps it mapped."""
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        size = os.fstat(fd).st_size
-        addr = libc.mmap(None, size, PROT_READ, MAP_SHARED, fd, 0)
-        if addr == MAP_FAILED:
-            raise OSError(ctypes.get_errno(), "mmap")
-        for at in range(0, size, PAGE):
-            ctypes.string_at(addr + at, 1)
-        held.append(addr)
-    finally:
-        os.close(fd)
+def rescan():
+    """Has the agent look again."""
+    pid = agent_pid()
+    if pid is None:
+        raise OSError("no agent runs")
+    os.kill(pid, signal.SIGHUP)
+
+
+def sums(request):
+    """Of the files that match."""
+    if request["cold"]:
+        guest_files.drop_caches()
+    return {"sums": guest_files.sums(request["files"])}
+
+
+def load(request):
+    """What became wrong on the disks at request["at"], and how many bytes were read."""
+    wrong, total = guest_files.load(request["files"], request["at"], request["rounds"], rescan)
+    return {"wrong": wrong, "bytes": total}
+
+
+def patch(request):
+    """What became wrong on the disks at request["at"], and how many pages were written."""
+    wrong, pages = guest_files.patch(request["files"], request["at"])
+    return {"wrong": wrong, "pages": pages}
+
+
+def map_files(request):
+    """Maps them for good; how many there are."""
+    paths = guest_files.find(request["files"])
+    for path in paths:
+        guest_files.map_file(path)
+    return {"files": len(paths)}
+
+
+def mount(request):
+    """Mounts a disk."""
+    os.makedirs(request["at"], exist_ok=True)
+    done = subprocess.run(["mount", "/dev/" + request["device"], request["at"]], capture_output=True, text=True,
+                          check=False)
+    return {"error": done.stderr} if done.returncode else {}
+
+
+def write(request):
+    """Overwrites a page; its new sum."""
+    overwrite(request["path"], request["page"])
+    return {"sha256": page_hash(request["path"], request["page"])}
+
+
+VERBS = {
+    "walk": lambda request: walk(),
+    "ram": lambda request: {"ram": ram()},
+    "rescan": lambda request: rescan(),
+    "hash": lambda request: {"sha256": page_hash(request["path"], request["page"])},
+    "write": write,
+    "map": map_files,
+    "sums": sums,
+    "drop": lambda request: guest_files.drop_caches(),
+    "churn": lambda request: guest_files.churn(request["mib"]),
+    "mount": mount,
+    "load": load,
+    "patch": patch,
+    "reboot": lambda request: {"status": subprocess.run(["systemctl", "reboot"], check=False).returncode},
+}
 
 
 def answer(request):
     """One request's answer."""
-    what = request["do"]
-    if what == "walk":
-        return walk()
-    if what == "rescan":
-        pid = agent_pid()
-        if pid is None:
-            return {"error": "no agent runs"}
-        os.kill(pid, signal.SIGHUP)
-        return {}
-    if what == "hash":
-        return {"sha256": page_hash(request["path"], request["page"])}
-    if what == "write":
-        overwrite(request["path"], request["page"])
-        return {"sha256": page_hash(request["path"], request["page"])}
-    return {"error": "unknown request"}
+    verb = VERBS.get(request["do"])
+    return (verb(request) or {}) if verb else {"error": "unknown request"}
 
 
 def tell_systemd():
@@ -194,9 +240,7 @@ def main():
     while not os.path.exists(sys.argv[1]):
         time.sleep(0.2)  # udev is not there yet
     port = os.open(sys.argv[1], os.O_RDWR)
-    for pattern in sys.argv[2:]:
-        for path in glob.glob(pattern):
-            map_file(path)
+    map_files({"files": sys.argv[2:]})
     # Maps whatever the first answer would, before anybody counts.
     json.dumps(walk())
     tell_systemd()

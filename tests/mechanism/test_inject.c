@@ -456,7 +456,8 @@ static void broken_frame(void)
 	expect(results[0] == PF_SHIM_DONE && results[1] == PF_SHIM_DONE, 1);
 	atomic_store(&broken_offset, (long long)(first.v * PF_PAGE_SIZE));
 	atomic_store(&populate_fails, true);
-	pf_core_release((PfHva){(uintptr_t)block}, 1);
+	expect(pf_core_release((PfHva){(uintptr_t)block}, 1) == -EIO, 2);
+	expect(pf_core_release((PfHva){(uintptr_t)block}, 0) == 0, 2);
 	pf_core_state(&state, false);
 	expect(state.stopped == 1 && state.stopped_error == EIO, 2);
 	expect(pf_core_take_lost(lost, 8, &overflow) == 0, 3);

@@ -363,6 +363,7 @@ static void vma_around(const uint8_t *page, uintptr_t *start, uintptr_t *end)
 	char line[512];
 	bool found = false;
 
+	*start = *end = 0;
 	assert_non_null(maps);
 	while (!found && fgets(line, sizeof(line), maps))
 		found = sscanf(line, "%lx-%lx ", start, end) == 2 && (uintptr_t)page >= *start &&

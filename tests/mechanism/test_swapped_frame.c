@@ -205,13 +205,21 @@ static int free_block(void **state)
 	return 0;
 }
 
+/* The test is skipped where nothing can be swapped out here. */
+static uint64_t seed_of(const uint64_t *seed)
+{
+	if (!seed) {
+		skip();
+		return 0;
+	}
+	return *seed;
+}
+
 static void test_one_slot_for_all(void **state)
 {
 	uint64_t seed, slots;
 
-	if (!*state)
-		skip();
-	seed = *(uint64_t *)*state;
+	seed = seed_of(*state);
 	assert_int_equal(ask_second(ORDER_FUSE, seed, 0), N);
 	swap_out();
 	slots = host_swap_used_pages() - swapped;
@@ -237,9 +245,7 @@ static void test_write_is_a_revoke(void **state)
 	PfShimLost lost;
 	uint64_t seed;
 
-	if (!*state)
-		skip();
-	seed = *(uint64_t *)*state;
+	seed = seed_of(*state);
 	pf_core_state(&before, false);
 	for (size_t i = 0; i < 4; i++) {
 		volatile uint64_t *word = (uint64_t *)page_of(pages[i]) + 100;
@@ -261,9 +267,7 @@ static void test_discard_and_release(void **state)
 {
 	uint64_t seed;
 
-	if (!*state)
-		skip();
-	seed = *(uint64_t *)*state;
+	seed = seed_of(*state);
 	assert_int_equal(pf_core_madvise(page_of(10), 4 * PF_PAGE_SIZE, MADV_DONTNEED), 0);
 	for (size_t i = 10; i < 14; i++)
 		assert_true(mech_is_zero(page_of(i)));
@@ -281,9 +285,7 @@ static void test_fuse_to_a_swapped_frame(void **state)
 {
 	uint64_t seed;
 
-	if (!*state)
-		skip();
-	seed = *(uint64_t *)*state;
+	seed = seed_of(*state);
 	*page_of(30) ^= 1;
 	swap_out();
 	assert_int_equal(mech_fuse_page(page_of(30), (PfFrame){first.v + 30}), PF_SHIM_DIFFERENT);

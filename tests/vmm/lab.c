@@ -155,7 +155,7 @@ void lab_restart_service(Lab *lab)
 	start_service(lab);
 	for (unsigned i = 0; i < lab->n_vms; i++)
 		if (lab->vms[i].pid > 0)
-			lab_announce(&lab->vms[i]);
+			lab_announce_changed(&lab->vms[i], lab->vms[i].change);
 }
 
 __attribute__((noreturn)) static void become(
@@ -299,14 +299,15 @@ LabVm *lab_start_vm(Lab *lab, const char *name, const char *group)
 
 void lab_announce(LabVm *vm)
 {
-	lab_announce_refused(vm, "");
+	lab_announce_changed(vm, NULL);
 }
 
-void lab_announce_refused(LabVm *vm, const char *refusal)
+void lab_announce_changed(LabVm *vm, void (*change)(PfDomain *domain))
 {
 	PfDomain domain = {.state = "running",
 		.enabled = TRUE,
 		.active = TRUE,
+		.has_shim = TRUE,
 		.pid = vm->pid,
 		.memory_pages = LAB_LOW_PAGES + LAB_HIGH_PAGES};
 	ToyRange ranges[] = {{{0}, LAB_LOW_PAGES, {vm->blocks[0]}},
@@ -316,7 +317,8 @@ void lab_announce_refused(LabVm *vm, const char *refusal)
 	g_strlcpy(domain.name, vm->name, sizeof(domain.name));
 	g_strlcpy(domain.group, vm->group, sizeof(domain.group));
 	g_strlcpy(domain.channel, vm->channel, sizeof(domain.channel));
-	g_strlcpy(domain.refusal, refusal, sizeof(domain.refusal));
+	if (change)
+		change(&domain);
 	toy_broker_set_domain(vm->lab->broker, &domain);
 	toy_broker_set_memory(vm->lab->broker, vm->uuid, ranges, 2);
 }

@@ -21,6 +21,8 @@ typedef struct LabVm {
 	int pagemap;
 	char name[32], uuid[PF_UUID_TEXT], channel[108], group[64];
 	uint64_t blocks[2]; /* addresses of gfn 0 and gfn LAB_HIGH */
+	void (*change)(PfDomain *
+			domain); /* what the next service hears of it is changed so; NULL: it is not */
 } LabVm;
 
 #define LAB_LOW_PAGES  1024u
@@ -41,8 +43,8 @@ void lab_restart_service(Lab *lab);
 /* A process; the service does not know that it is a VM before lab_announce(). */
 LabVm *lab_start_vm(Lab *lab, const char *name, const char *group);
 void lab_announce(LabVm *vm);
-/* The same, but the VM is refused for this reason; empty: it is not. */
-void lab_announce_refused(LabVm *vm, const char *refusal);
+/* The same, with something in it changed. */
+void lab_announce_changed(LabVm *vm, void (*change)(PfDomain *domain));
 /* As QEMU ends: by itself, or killed. The service hears that the domain is gone. */
 void lab_end_vm(LabVm *vm, bool killed);
 

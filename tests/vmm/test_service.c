@@ -5,6 +5,7 @@
 #include "tests/vmm/lab.h"
 #include <errno.h>
 #include <setjmp.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -580,6 +581,11 @@ static bool shares_nothing(void *userdata)
 	return lab_count_file_pages(wanted->a) == 0;
 }
 
+static void refuse(PfDomain *domain)
+{
+	strcpy(domain->refusal, "a device was plugged in");
+}
+
 static void test_refused_while_it_runs(void **state)
 {
 	Lab *lab = *state;
@@ -589,7 +595,7 @@ static void test_refused_while_it_runs(void **state)
 	report(a);
 	report(b);
 	wait_for_shared(lab, N);
-	lab_announce_refused(a, "a device was plugged in");
+	lab_announce_changed(a, refuse);
 	assert_true(lab_wait(lab, shares_nothing, &wanted));
 	wait_for_shared(lab, 0);
 	lab_ok(a, "check %u %u %u", FIRST, N, SEED);
@@ -598,6 +604,108 @@ static void test_refused_while_it_runs(void **state)
 	lab_announce(a);
 	wait_for_shared(lab, N);
 	expect_same_frames(a, b, true);
+}
+
+static bool has_one_revoked(void *userdata)
+{
+	return host_stats(((Wanted *)userdata)->lab).revoked == 1;
+}
+
+static bool has_one_freed(void *userdata)
+{
+	return host_stats(((Wanted *)userdata)->lab).freed == 1;
+}
+
+/* Of two VMs that share, b gives one page up. a has not been heard of: its page must not go. */
+static void expect_kept(Lab *lab, LabVm *a, LabVm *b)
+{
+	Wanted wanted = {.lab = lab};
+
+	lab_ok(b, "write %u 0 1", FIRST);
+	assert_true(lab_wait(lab, has_one_revoked, &wanted));
+	lab_turn(lab, 200);
+	assert_int_equal(host_stats(lab).freed, 0);
+	assert_int_equal(kill(a->pid, SIGCONT), 0);
+	lab_ok(a, "check %u %u %u", FIRST, N, SEED);
+}
+
+/* What libvirt says of a VM while the next service starts, whose shim is slow. */
+static void check_slow_shim(Lab *lab, void (*change)(PfDomain *domain))
+{
+	LabVm *a = start(lab, "a", "default"), *b = start(lab, "b", "default");
+	Wanted wanted = {.lab = lab};
+
+	report(a);
+	report(b);
+	wait_for_shared(lab, N);
+	assert_int_equal(kill(a->pid, SIGSTOP), 0);
+	lab_kill_service(lab);
+	a->change = change;
+	lab_restart_service(lab);
+	wait_for_frames(lab, N);
+	expect_kept(lab, a, b);
+	/* Its shim is back, and has released it all. */
+	wanted.a = a;
+	assert_true(lab_wait(lab, shares_nothing, &wanted));
+	lab_ok(a, "check %u %u %u", FIRST, N, SEED);
+	assert_true(lab_wait(lab, has_one_freed, &wanted));
+	lab_ok(b, "check %u %u %u", FIRST + 1, N - 1, SEED + 1);
+}
+
+static void take_flag_away(PfDomain *domain)
+{
+	domain->enabled = FALSE;
+}
+
+static void change_group(PfDomain *domain)
+{
+	strcpy(domain->group, "other");
+}
+
+static void test_flag_was_taken_away(void **state)
+{
+	check_slow_shim(*state, take_flag_away);
+}
+
+static void test_group_was_changed(void **state)
+{
+	check_slow_shim(*state, change_group);
+}
+
+static void lose_pid(PfDomain *domain)
+{
+	domain->pid = 0;
+}
+
+static void shut_off(PfDomain *domain)
+{
+	domain->active = FALSE;
+	domain->has_shim = FALSE;
+	domain->pid = 0;
+}
+
+/* The process is there as long as the kernel says so, whatever libvirt thinks. */
+static void test_libvirt_is_wrong(void **state)
+{
+	Lab *lab = *state;
+	LabVm *a = start(lab, "a", "default"), *b = start(lab, "b", "default");
+	Wanted wanted = {.lab = lab, .a = a};
+
+	report(a);
+	report(b);
+	wait_for_shared(lab, N);
+	lab_announce_changed(a, lose_pid);
+	expect_kept(lab, a, b);
+	wait_for_shared(lab, N - 1);
+	lab_announce_changed(a, shut_off);
+	assert_true(lab_wait(lab, shares_nothing, &wanted));
+	lab_ok(a, "check %u %u %u", FIRST, N, SEED);
+	lab_announce(a);
+	lab_wait_for_session(a);
+	report(a);
+	wait_for_shared(lab, N - 1);
+	lab_end_vm(a, true);
+	wait_for_shared(lab, 0);
 }
 
 int main(void)
@@ -616,6 +724,9 @@ int main(void)
 		TEST(test_changed_after_the_hint),
 		TEST(test_frames_are_freed),
 		TEST(test_refused_while_it_runs),
+		TEST(test_libvirt_is_wrong),
+		TEST(test_flag_was_taken_away),
+		TEST(test_group_was_changed),
 		TEST(test_next_service_knows_what_is_shared),
 		TEST(test_next_service_goes_on_with_the_store),
 		cmocka_unit_test_setup_teardown(test_service_is_killed, set_up_process, tear_down),

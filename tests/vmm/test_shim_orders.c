@@ -347,11 +347,14 @@ static void test_bad_descriptors(void **state)
 
 static void test_bad_stores(void **state)
 {
+
+/* NOLINTBEGIN(bugprone-macro-parentheses): an initializer */
 #define STORE(text, fd)                                                                            \
 	{                                                                                          \
 		.what = text, .type = PF_SHIM_STORE, .data = &a_store, .size = sizeof(a_store),    \
 		.fds = { fd }                                                                      \
 	}
+	/* NOLINTEND(bugprone-macro-parentheses) */
 	static const FakePacket packets[] = {
 		STORE("an unsealed store", FAKE_STORE_UNSEALED),
 		STORE("a store that can be written", FAKE_STORE_WRITABLE),

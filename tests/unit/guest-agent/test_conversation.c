@@ -105,6 +105,31 @@ static void test_knock(void **state)
 	assert_int_equal(host.n_hellos, 1);
 }
 
+/* Where RAM is has changed: a knock, once what is half sent is out, and nothing more of this
+ * session. */
+static void test_restart(void **state)
+{
+	pf_conversation_restart(conversation); /* no session: nothing to end */
+	assert_int_equal(move(SIZE_MAX, SIZE_MAX), 0);
+	hello(1, 8);
+	assert_int_equal(move(5, 5), 5);
+	pf_conversation_restart(conversation);
+	assert_false(pf_conversation_active(conversation));
+	move(SIZE_MAX, SIZE_MAX);
+	assert_int_equal(host.n_hellos, 1);
+	assert_int_equal(host.n_knocks, 1);
+	assert_int_equal(host.reader.skipped_bytes, 0);
+	hello(2, 8);
+	move(SIZE_MAX, SIZE_MAX);
+	assert_int_equal(host.n_hellos, 2);
+	/* Nothing of which a byte was sent is left of the session. */
+	pf_conversation_restart(conversation);
+	hello(3, 8);
+	move(SIZE_MAX, SIZE_MAX);
+	assert_int_equal(host.n_hellos, 3);
+	assert_int_equal(host.n_knocks, 1);
+}
+
 /* A predecessor was killed in the middle of the longest frame: the host waits for the rest of
  * it. */
 static void test_flush(void **state)
@@ -216,6 +241,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test_setup_teardown(test_silent_before_hello, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_knock, setup, teardown),
+		cmocka_unit_test_setup_teardown(test_restart, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_flush, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_window, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_second_hello_in_mid_frame, setup, teardown),

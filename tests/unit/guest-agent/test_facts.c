@@ -30,11 +30,15 @@ static void test_iomem(void **state)
 		      "100000000-17fffffff : System RAM\n"
 		      "180000000-180000100 : System RAM\n"
 		      "200000000-2ffffffff : virtio1\n"
-		      "  200000000-20fffffff : System RAM\n";
+		      "  200000000-20fffffff : System RAM\n"
+		      "300000000-30fffffff : virtio2\n"
+		      "  300000000-307ffffff : System RAM (virtio_mem)\n"
+		      "  308000000-30fffffff : System RAM with a name of its own\n"
+		      "310000000-31fffffff : System RAM too\n";
 	PfRam ram;
 
 	parse(&ram, text);
-	assert_int_equal(ram.n, 4);
+	assert_int_equal(ram.n, 5);
 	assert_int_equal(ram.ranges[0].first.v, 1);
 	assert_int_equal(ram.ranges[0].n_pages, 0x9e);
 	assert_int_equal(ram.ranges[1].first.v, 0x100);
@@ -42,11 +46,28 @@ static void test_iomem(void **state)
 	assert_int_equal(ram.ranges[2].first.v, 0x30001);
 	assert_int_equal(ram.ranges[2].n_pages, 1);
 	assert_int_equal(ram.ranges[3].n_pages, 0x80000);
+	assert_int_equal(ram.ranges[4].first.v, 0x300000);
+	assert_int_equal(ram.ranges[4].n_pages, 0x8000);
 	assert_true(pf_ram_contains(&ram, (PfGfn){0x9e}));
 	assert_false(pf_ram_contains(&ram, (PfGfn){0x9f}));
 	assert_false(pf_ram_contains(&ram, (PfGfn){0}));
 	assert_true(pf_ram_contains(&ram, (PfGfn){0x17ffff}));
 	assert_false(pf_ram_contains(&ram, (PfGfn){0x180000}));
+}
+
+static void test_equal(void **state)
+{
+	PfRam a = {{{{1}, 9}, {{20}, 5}}, 2}, b = a;
+
+	assert_true(pf_ram_equal(&a, &b));
+	b.ranges[1].n_pages = 6;
+	assert_false(pf_ram_equal(&a, &b));
+	b = a;
+	b.ranges[0].first.v = 2;
+	assert_false(pf_ram_equal(&a, &b));
+	b = a;
+	b.n = 1;
+	assert_false(pf_ram_equal(&a, &b));
 }
 
 static void test_hidden(void **state)
@@ -90,6 +111,7 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(test_iomem),
+		cmocka_unit_test(test_equal),
 		cmocka_unit_test(test_hidden),
 		cmocka_unit_test(test_many),
 		cmocka_unit_test(test_boot_id),

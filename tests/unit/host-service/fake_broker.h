@@ -114,6 +114,7 @@ static inline PfDomain fake_domain(void)
 		.state = "running",
 		.enabled = TRUE,
 		.active = TRUE,
+		.has_shim = TRUE,
 		.pid = getpid(),
 		.memory_pages = 1024};
 }

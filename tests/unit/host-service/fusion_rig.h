@@ -73,6 +73,7 @@ static inline void rig_init(Rig *rig)
 		.store = g_hash_table_new_full(g_int64_hash, g_int64_equal, g_free, NULL),
 		.gone = g_hash_table_new_full(g_int64_hash, g_int64_equal, g_free, NULL),
 	};
+	pf_fusion_set_complete(rig->fusion, true);
 }
 
 static inline void rig_check(const Rig *rig)

@@ -548,6 +548,23 @@ static void test_revokes_back_off(void **state)
 	assert_int_equal(pf_fusion_next_tick_us(t->rig.fusion), t->rig.now_us + SEC);
 }
 
+/* The page cache of a guest that works: each page is written to now and then, and never waits longer for it. */
+static void test_revokes_now_and_then(void **state)
+{
+	Pair *t = *state;
+
+	fuse_both(t);
+	for (unsigned i = 0; i < 10; i++) {
+		rig_tick(&t->rig, 17 * SEC);
+		assert_int_equal(rig_write(t->a, 10, 8), 0);
+		rig_hint(t->a, 3, 10, 1, 7);
+		assert_int_equal(pf_fusion_next_tick_us(t->rig.fusion), t->rig.now_us + SEC);
+		rig_tick(&t->rig, SEC);
+		rig_run(&t->rig);
+		assert_int_equal(rig_stats(t->a).fused, 1);
+	}
+}
+
 /* What the first wait after a revoke is with this setting; 0: none. */
 static int64_t first_wait(int64_t revoke_delay_us)
 {
@@ -767,6 +784,7 @@ int main(void)
 		T(test_revoked_waits_for_a_report),
 		T(test_hint_for_new_bytes_before_the_loss),
 		T(test_revokes_back_off),
+		T(test_revokes_now_and_then),
 		T(test_back_off_counts_from_the_revoke),
 		cmocka_unit_test(test_revoke_delay_is_set),
 		T(test_discarded_does_not_back_off),

@@ -548,7 +548,7 @@ static void test_adopted_again(void **state)
 	rig_hint(d, 4, 4, 4, 24);
 	rig_run(&t->rig);
 	assert_int_equal(rig_stats(c).runs, 1);
-	assert_true(pf_fusion_knows_all(c->vm));
+	assert_true(pf_fusion_knows_all(t->rig.fusion));
 }
 
 static void test_who_is_known(void **state)
@@ -556,25 +556,51 @@ static void test_who_is_known(void **state)
 	Pair *t = *state;
 	RigVm *c;
 
-	assert_false(pf_fusion_knows_all(t->a->vm));
+	assert_false(pf_fusion_knows_all(t->rig.fusion));
 	rig_empty(t->a);
 	pf_fusion_list_begin(t->b->vm);
-	assert_false(pf_fusion_knows_all(t->a->vm));
+	assert_false(pf_fusion_knows_all(t->rig.fusion));
 	pf_fusion_list_end(t->b->vm, t->rig.now_us);
-	assert_true(pf_fusion_knows_all(t->a->vm));
+	assert_true(pf_fusion_knows_all(t->rig.fusion));
 	pf_fusion_shim_away(t->a->vm);
-	assert_true(pf_fusion_knows_all(t->a->vm));
+	assert_true(pf_fusion_knows_all(t->rig.fusion));
 	c = rig_add_unknown(&t->rig, 0, 16);
-	assert_false(pf_fusion_knows_all(t->a->vm));
+	assert_false(pf_fusion_knows_all(t->rig.fusion));
 	rig_remove(c);
-	assert_true(pf_fusion_knows_all(t->a->vm));
+	assert_true(pf_fusion_knows_all(t->rig.fusion));
+	/* Of another group: it may have been of this one for an earlier service. */
+	c = rig_add_unknown(&t->rig, 1, 16);
+	assert_false(pf_fusion_knows_all(t->rig.fusion));
+	rig_empty(c);
+	assert_true(pf_fusion_knows_all(t->rig.fusion));
+	/* And there may be some that nobody has named. */
+	pf_fusion_set_complete(t->rig.fusion, false);
+	assert_false(pf_fusion_knows_all(t->rig.fusion));
+}
+
+/* Its bytes are what they were, and the guest will not say so again. */
+static void test_released_is_fused_again(void **state)
+{
+	Pair *t = *state;
+	PfFrame frame;
+
+	fuse_both(t);
+	frame = (PfFrame){(uint64_t)t->a->mapped[10]};
+	t->a->mapped[10] = -1;
+	assert_int_equal(pf_fusion_lost(t->a->vm, (PfGfn){10}, frame, 1, PF_SHIM_LOST_RELEASED,
+				 t->rig.now_us),
+		0);
+	rig_check(&t->rig);
+	assert_int_equal(rig_stats(t->a).fused, 0);
+	assert_int_equal(rig_stats(t->a).hinted, 1);
+	rig_run(&t->rig);
+	assert_int_equal(rig_stats(t->a).fused, 1);
 }
 
 static void test_nothing_adopted(void **state)
 {
 	Pair *t = *state;
 
-	assert_false(pf_fusion_knows_all(t->a->vm));
 	fuse_both(t);
 	assert_true(t->a->mapped[10] >= (int64_t)PF_LAYOUT_ALIGN);
 }
@@ -608,6 +634,7 @@ int main(void)
 		ADOPTED(test_copy_of_what_has_a_frame_by_now),
 		ADOPTED(test_adopted_again),
 		ADOPTED(test_who_is_known),
+		T(test_released_is_fused_again),
 		T(test_nothing_adopted),
 	};
 

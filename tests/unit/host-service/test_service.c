@@ -440,7 +440,14 @@ static void test_no_descriptors(void **state)
 {
 	Rig *rig = *state;
 
-	expect_trouble(rig, 0, "no memfd to receive pages in: Too many open files");
+	expect_trouble(rig, 0, "QEMU's process cannot be watched: Too many open files");
+}
+
+static void test_no_descriptor_for_captures(void **state)
+{
+	Rig *rig = *state;
+
+	expect_trouble(rig, 1, "no memfd to receive pages in: Too many open files");
 }
 
 static void test_no_descriptor_for_the_store(void **state)
@@ -620,6 +627,7 @@ int main(void)
 		TEST(test_second_service),
 		TEST(test_refusals_are_logged),
 		TEST(test_no_descriptors),
+		TEST(test_no_descriptor_for_captures),
 		TEST(test_no_descriptor_for_the_store),
 		TEST(test_foreign_store),
 		TEST(test_store_comes_back),

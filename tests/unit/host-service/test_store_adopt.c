@@ -357,7 +357,7 @@ static int make_path(void)
 	return path_fd;
 }
 
-/* As vm.c makes it; QEMU writes to it what it likes. */
+/* As orders.c makes it; QEMU writes to it what it likes. */
 static int make_staging(void)
 {
 	Forgery plan = forgery();
