@@ -3,11 +3,8 @@
  * Theory of operation
  *
  * The broker says which domains there are. One that runs has a PfVm if its flag is on, or if its shim has connected:
- * a VM that was refused or switched off while it runs may share memory still, which has to be released. Shims connect
- * to a socket and belong to the VM whose QEMU has the process id that the kernel gives for the peer. A
- * shim may be faster than libvirt's event about its VM, so unmatched ones wait a while. A lock
- * beside the socket keeps a second service from taking it away; its file is never removed, because a
- * service that is just starting may have opened it.
+ * a VM that was refused or switched off while it runs may share memory still, which has to be released. It is gone
+ * when its process is, whatever libvirt says.
  *
  * Whoever may have made orders possible calls wanted(); then one idle callback pumps all VMs that
  * have some, after everything that is readable was read, so that orders are long. Behind them frames that nobody
@@ -17,26 +14,17 @@
 #include "host-service/service.h"
 #include "common/log.h"
 #include "host-service/pressure.h"
+#include "host-service/shim_listener.h"
 #include "host-service/vm.h"
-#include <errno.h>
-#include <fcntl.h>
 #include <glib-unix.h>
-#include <glib/gstdio.h>
 #include <string.h>
-#include <sys/file.h>
-#include <sys/socket.h>
-#include <sys/stat.h>
-#include <sys/un.h>
-#include <unistd.h>
 
-#define MAX_UNMATCHED    64 /* shims that no VM is known for */
-#define UNMATCHED_MAX_US (30 * G_USEC_PER_SEC)
-#define ACCEPT_RETRY_S   1
-#define FREE_A_TURN      1024 /* frames */
-#define SWEEP_S          10 /* longer than the longest pause of a shim between two attempts to connect */
-/* Beside the frames, in a store of ours: it costs less than looking for it. */
-#define STRANGER_QUIET_US (SWEEP_S * G_USEC_PER_SEC)
-#define SWEEP_SLACK_KIB   1024
+#define FREE_A_TURN 1024 /* frames */
+#define SWEEP_S     10
+#define QUIET_US    (SWEEP_S * G_USEC_PER_SEC)
+#define SWEEP_SLACK_KIB                                                                            \
+	1024 /* beside the frames, in a store of ours: it costs less than looking for it */
+static_assert(SWEEP_S * 1000 >= 2 * PF_SHIM_RETRY_MAX_MS, "shims have had time to come back");
 
 typedef struct Domain {
 	PfDomain domain;
@@ -51,11 +39,6 @@ typedef struct Ending {
 	guint source;
 } Ending;
 
-typedef struct Unmatched {
-	PfShimLink *link;
-	gint64 since_us;
-} Unmatched;
-
 struct PfService {
 	PfBroker *broker;
 	PfFusion *fusion;
@@ -66,12 +49,9 @@ struct PfService {
 	gboolean is_under_pressure;
 	GHashTable *domains; /* uuid (in the value) -> Domain */
 	GQueue ending;       /* of Ending */
-	GQueue unmatched;    /* of Unmatched */
-	char *socket_path;
-	int lock, listener; /* -1: not ours */
-	guint listen_source, pump_source, tick_source, sweep_source;
-	gboolean had_time;  /* every shim that was there at the start has had time to come back */
-	gint64 stranger_us; /* when a shim of no VM was last turned away */
+	PfShimListener *shims;
+	guint pump_source, tick_source, sweep_source;
+	gboolean had_time; /* every shim that was there at the start has had time to come back */
 	gboolean connected, was_connected;
 	char *reason;
 	void (*closed)(void *userdata);
@@ -305,9 +285,8 @@ static PfVm *take_back(PfService *service, gint64 pid)
  */
 static void update_complete(PfService *service)
 {
-	gint64 quiet_us = g_get_monotonic_time() - service->stranger_us;
-	gboolean complete = service->was_connected && g_queue_is_empty(&service->unmatched) &&
-			    quiet_us > STRANGER_QUIET_US;
+	gboolean complete =
+		service->was_connected && pf_shim_listener_is_quiet(service->shims, QUIET_US);
 	GHashTableIter iter;
 	Domain *domain;
 
@@ -345,7 +324,19 @@ static void make_vm(PfService *service, Domain *domain)
 	pf_info("%s: trust group %s", domain->domain.name, domain->domain.group);
 }
 
-static void match_shims(PfService *service);
+/* The VM whose QEMU this process is, or NULL: none that is known yet. */
+static PfVm *find_vm(void *userdata, pid_t pid)
+{
+	PfService *service = userdata;
+	Domain *domain = find_by_pid(service, pid);
+	GList *item = domain ? NULL : find_ending(service, pid);
+
+	if (item)
+		return ((Ending *)item->data)->vm;
+	if (domain && !domain->vm)
+		make_vm(service, domain);
+	return domain && domain->vm && !pf_vm_has_ended(domain->vm) ? domain->vm : NULL;
+}
 
 /* The reason of a domain that would be fused otherwise; empty: none. */
 static const char *warned_refusal(const PfDomain *domain)
@@ -396,7 +387,8 @@ static void on_domain_changed(void *userdata, const PfDomain *news)
 		pf_vm_update(domain->vm, &domain->domain);
 	else if (news->active && (news->enabled || news->has_shim) && news->pid > 0)
 		make_vm(service, domain);
-	match_shims(service);
+	pf_shim_listener_match(service->shims);
+	update_complete(service);
 }
 
 static void on_domain_gone(void *userdata, const char *uuid)
@@ -439,139 +431,6 @@ static void on_broker_closed(void *userdata)
 static const PfBrokerEvents broker_events = {
 	on_domain_changed, on_domain_gone, on_libvirt_changed, on_broker_closed};
 
-/* Shims */
-
-static void free_unmatched(gpointer data)
-{
-	Unmatched *unmatched = data;
-
-	pf_shim_link_free(unmatched->link);
-	g_free(unmatched);
-}
-
-/* The VM whose QEMU this process is, or NULL: none that is known yet. */
-static PfVm *find_vm(PfService *service, gint64 pid)
-{
-	Domain *domain = find_by_pid(service, pid);
-	GList *item = domain ? NULL : find_ending(service, pid);
-
-	if (item)
-		return ((Ending *)item->data)->vm;
-	if (domain && !domain->vm)
-		make_vm(service, domain);
-	/* Its number may be another process's by now. */
-	return domain && domain->vm && !pf_vm_has_ended(domain->vm) ? domain->vm : NULL;
-}
-
-static void match_shims(PfService *service)
-{
-	gint64 now = g_get_monotonic_time();
-
-	for (GList *item = service->unmatched.head, *next; item; item = next) {
-		Unmatched *unmatched = item->data;
-		PfVm *vm = find_vm(service, pf_shim_link_pid(unmatched->link));
-
-		next = item->next;
-		if (!vm && now - unmatched->since_us < UNMATCHED_MAX_US &&
-			pf_shim_link_is_alive(unmatched->link))
-			continue;
-		g_queue_delete_link(&service->unmatched, item);
-		if (vm && pf_shim_link_is_alive(unmatched->link))
-			pf_vm_take_shim(vm, g_steal_pointer(&unmatched->link));
-		else
-			service->stranger_us = now;
-		free_unmatched(unmatched);
-	}
-	update_complete(service);
-}
-
-static gboolean on_connection(gint fd, GIOCondition condition, gpointer userdata);
-
-/* Out of descriptors the listener would stay readable, and nothing else have its turn. */
-static gboolean on_accept_again(gpointer userdata)
-{
-	PfService *service = userdata;
-
-	service->listen_source = g_unix_fd_add(service->listener, G_IO_IN, on_connection, service);
-	return G_SOURCE_REMOVE;
-}
-
-static gboolean on_connection(gint fd, GIOCondition condition, gpointer userdata)
-{
-	PfService *service = userdata;
-	g_autoptr(GError) error = NULL;
-	int peer = accept4(fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
-	PfShimLink *link;
-	Unmatched *unmatched;
-
-	if (peer < 0 && (errno == EAGAIN || errno == EINTR || errno == ECONNABORTED))
-		return G_SOURCE_CONTINUE;
-	if (peer < 0) {
-		pf_warning("a shim cannot be let in: %s", g_strerror(errno));
-		service->listen_source =
-			g_timeout_add_seconds(ACCEPT_RETRY_S, on_accept_again, service);
-		return G_SOURCE_REMOVE;
-	}
-	link = pf_shim_link_new(peer, &error);
-	if (!link) {
-		pf_warning("%s", error->message);
-		return G_SOURCE_CONTINUE;
-	}
-	unmatched = g_new(Unmatched, 1);
-	*unmatched = (Unmatched){link, g_get_monotonic_time()};
-	g_queue_push_tail(&service->unmatched, unmatched);
-	match_shims(service);
-	if (g_queue_get_length(&service->unmatched) > MAX_UNMATCHED)
-		free_unmatched(g_queue_pop_head(&service->unmatched));
-	return G_SOURCE_CONTINUE;
-}
-
-/* The lock of the socket at this path, or -1 with error set. */
-static int take_lock(const char *path, GError **error)
-{
-	g_autofree char *lock = g_strconcat(path, ".lock", NULL);
-	g_autofree char *dir = g_path_get_dirname(path);
-	int fd = open(lock, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
-
-	if (fd >= 0 && flock(fd, LOCK_EX | LOCK_NB) == 0)
-		return fd;
-	if (errno == EWOULDBLOCK)
-		g_set_error(error, G_IO_ERROR, G_IO_ERROR_BUSY,
-			"another pagefusiond uses %s: stop it, or choose another --run-dir", dir);
-	else
-		g_set_error(error, G_IO_ERROR, g_io_error_from_errno(errno),
-			"cannot lock %s: %s: run as root, or choose another --run-dir", lock,
-			g_strerror(errno));
-	if (fd >= 0)
-		close(fd);
-	return -1;
-}
-
-/* What an earlier service has left at this path is removed: the caller has the lock. */
-static int listen_at(const char *path, GError **error)
-{
-	struct sockaddr_un address = {.sun_family = AF_UNIX};
-	int fd;
-
-	if (strlen(path) >= sizeof address.sun_path) {
-		g_set_error(error, G_IO_ERROR, G_IO_ERROR_FILENAME_TOO_LONG,
-			"%s: too long for a socket: choose a shorter --run-dir", path);
-		return -1;
-	}
-	strcpy(address.sun_path, path);
-	fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-	/* QEMU runs as another user. Who connects is told apart by its process id. */
-	if (fd >= 0 && (unlink(path) == 0 || errno == ENOENT) &&
-		bind(fd, (struct sockaddr *)&address, sizeof address) == 0 &&
-		g_chmod(path, 0666) == 0 && listen(fd, 64) == 0)
-		return fd;
-	g_set_error(error, G_IO_ERROR, g_io_error_from_errno(errno), "cannot listen at %s: %s",
-		path, g_strerror(errno));
-	if (fd >= 0)
-		close(fd);
-	return -1;
-}
-
 /* The service */
 
 PfService *pf_service_new(const PfServiceConfig *config, int broker_fd,
@@ -580,14 +439,11 @@ PfService *pf_service_new(const PfServiceConfig *config, int broker_fd,
 	g_autoptr(PfService) service = g_new0(PfService, 1);
 
 	service->closed = closed;
-	service->stranger_us = -STRANGER_QUIET_US;
 	service->userdata = userdata;
-	service->lock = service->listener = -1;
 	service->reason = g_strdup("libvirt was not reached yet");
 	service->domains = g_hash_table_new_full(g_str_hash, g_str_equal, NULL, free_domain);
 	service->groups = pf_groups_new();
 	g_queue_init(&service->ending);
-	g_queue_init(&service->unmatched);
 	service->fusion = pf_fusion_new(&config->fusion);
 	service->broker = pf_broker_new(broker_fd, &broker_events, service);
 	service->hasher = pf_hasher_new();
@@ -597,14 +453,9 @@ PfService *pf_service_new(const PfServiceConfig *config, int broker_fd,
 	}
 	service->context = (PfVmContext){service->broker, service->fusion, service->groups,
 		service->hasher, config->thp, on_wanted, service};
-	service->lock = take_lock(config->shim_socket, error);
-	if (service->lock < 0)
+	service->shims = pf_shim_listener_new(config->shim_socket, find_vm, service, error);
+	if (!service->shims)
 		return NULL;
-	service->listener = listen_at(config->shim_socket, error);
-	if (service->listener < 0)
-		return NULL;
-	service->socket_path = g_strdup(config->shim_socket);
-	service->listen_source = g_unix_fd_add(service->listener, G_IO_IN, on_connection, service);
 	service->pressure = pf_pressure_new(on_pressure, service);
 	return g_steal_pointer(&service);
 }
@@ -616,8 +467,7 @@ void pf_service_free(PfService *service)
 
 	if (!service)
 		return;
-	g_clear_handle_id(&service->listen_source, g_source_remove);
-	g_queue_clear_full(&service->unmatched, free_unmatched);
+	g_clear_pointer(&service->shims, pf_shim_listener_free);
 	g_hash_table_iter_init(&iter, service->domains);
 	while (g_hash_table_iter_next(&iter, NULL, (gpointer *)&domain))
 		pf_vm_free(g_steal_pointer(&domain->vm));
@@ -633,13 +483,6 @@ void pf_service_free(PfService *service)
 	g_clear_pointer(&service->groups, pf_groups_free);
 	g_clear_pointer(&service->fusion, pf_fusion_free);
 	g_clear_pointer(&service->hasher, pf_hasher_free);
-	if (service->listener >= 0) {
-		unlink(service->socket_path);
-		close(service->listener);
-	}
-	if (service->lock >= 0)
-		close(service->lock);
-	g_free(service->socket_path);
 	g_free(service->reason);
 	g_free(service);
 }

@@ -444,7 +444,7 @@ uint64_t pf_store_sweep(PfStore *store)
 			store, (uint64_t)at >> PF_PAGE_SHIFT, (uint64_t)hole >> PF_PAGE_SHIFT);
 		at = lseek(store->fd, hole, SEEK_DATA);
 	}
-	store->swept = true;
+	store->swept |= at < 0;
 	return n_punched * PAGE_KIB;
 }
 

@@ -15,12 +15,13 @@
 #define PF_SHIM_SOCKET_VARIABLE "PAGEFUSION_SOCKET"
 #define PF_SHIM_DEFAULT_SOCKET  "/run/pagefusion/shim.sock"
 
-#define PF_SHIM_MAGIC       0x31534650u /* "PFS1" */
-#define PF_SHIM_VERSION     1u
-#define PF_SHIM_MAX_MESSAGE 65536u /* bytes, header included */
-#define PF_SHIM_RUN_PAGES   32u    /* longest run of one fuse transaction: the longest freeze */
-#define PF_SHIM_MAX_RUNS    512u   /* in one FUSE */
-#define PF_SHIM_MAX_CAPTURE 256u   /* pages in one CAPTURE, and slots in a staging memfd */
+#define PF_SHIM_MAGIC        0x31534650u /* "PFS1" */
+#define PF_SHIM_VERSION      1u
+#define PF_SHIM_MAX_MESSAGE  65536u /* bytes, header included */
+#define PF_SHIM_RUN_PAGES    32u    /* longest run of one fuse transaction: the longest freeze */
+#define PF_SHIM_MAX_RUNS     512u   /* in one FUSE */
+#define PF_SHIM_RETRY_MAX_MS 5000   /* the longest pause between two attempts to connect */
+#define PF_SHIM_MAX_CAPTURE  256u   /* pages in one CAPTURE, and slots in a staging memfd */
 
 typedef enum PfShimType {
 	/* service to shim */

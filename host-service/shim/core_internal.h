@@ -53,6 +53,9 @@ void pf_core_lock_first(void) PF_TAKES_LOCK;
 /* Lets everybody who is pending have his turn. The lock is given up meanwhile. */
 void pf_core_yield(void) PF_NEEDS_LOCK;
 
+/* The same, and for everybody else who waits for the lock. */
+void pf_core_give_way(void) PF_NEEDS_LOCK;
+
 /* One who was pending has had his turn, or has the lock now. */
 void pf_core_served(void) PF_NEEDS_LOCK;
 
@@ -62,9 +65,6 @@ void pf_core_signal(int fd);
 /* Starts the fault and the revoke thread. No lock. */
 int pf_faults_start(void);
 uint64_t pf_faults_cpu_ns(void);
-
-/* The same for everybody who waits for the lock. */
-void pf_core_give_way(void) PF_NEEDS_LOCK;
 
 /* An error that cannot be undone: nothing is fused any more, revoking goes on. */
 void pf_core_stop(int error) PF_NEEDS_LOCK;

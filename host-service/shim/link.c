@@ -32,7 +32,6 @@
 
 #define MAX_FDS           2
 #define RETRY_FIRST_MS    100
-#define RETRY_LAST_MS     5000
 #define STATE_INTERVAL_MS 500
 #define ASIDE_INTERVAL_MS 500
 #define SEND_TIMEOUT_S    10
@@ -434,7 +433,8 @@ static void *link_thread(void *unused)
 		}
 		pf_aside_look();
 		nanosleep(&(struct timespec){pause_ms / 1000, pause_ms % 1000 * 1000000}, NULL);
-		pause_ms = pause_ms * 2 < RETRY_LAST_MS ? pause_ms * 2 : RETRY_LAST_MS;
+		pause_ms =
+			pause_ms * 2 < PF_SHIM_RETRY_MAX_MS ? pause_ms * 2 : PF_SHIM_RETRY_MAX_MS;
 	}
 	return NULL;
 }
