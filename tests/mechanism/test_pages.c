@@ -5,6 +5,7 @@
  */
 #include "tests/mechanism/host.h"
 #include "tests/mechanism/mech.h"
+#include <errno.h>
 #include <fcntl.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -290,6 +291,23 @@ static uint64_t huge_kib(uint8_t *block, size_t length)
 	return host_smaps_kib(block, length, "AnonHugePages");
 }
 
+/* The kernel may be busy with a page, or break a huge one again, on its own account: that passes. */
+static void make_huge(uint8_t *start, size_t n)
+{
+	double deadline = mech_now() + WAIT_S;
+
+	while (huge_kib(start, n * HUGE_BYTES) != n * HUGE_BYTES / 1024) {
+		for (size_t i = 0; i < n; i++)
+			if (pf_core_madvise(start + i * HUGE_BYTES, HUGE_BYTES, MADV_COLLAPSE) <
+					0 &&
+				errno != EAGAIN && errno != EBUSY && errno != ENOMEM)
+				fail_msg("MADV_COLLAPSE: %s", strerror(errno));
+		if (mech_now() > deadline)
+			fail_msg("the kernel makes no huge pages");
+		nap();
+	}
+}
+
 /* A block of n huge pages, filled with seeds 1000..; or none: the kernel makes none. */
 static uint8_t *huge_block(size_t n)
 {
@@ -301,9 +319,7 @@ static uint8_t *huge_block(size_t n)
 		fail_msg("%s", host_why());
 	for (size_t i = 0; i < n * HUGE_PAGES; i++)
 		mech_fill(page_of(block, i), 1000 + i);
-	for (size_t i = 0; i < n; i++)
-		assert_int_equal(madvise(block + i * HUGE_BYTES, HUGE_BYTES, MADV_COLLAPSE), 0);
-	assert_int_equal(huge_kib(block, n * HUGE_BYTES), n * HUGE_BYTES / 1024);
+	make_huge(block, n);
 	return block;
 }
 
@@ -374,7 +390,7 @@ static void vma_around(const uint8_t *page, uintptr_t *start, uintptr_t *end)
 
 /*
  * Fuses pages of the middle one of three huge pages, makes them private in one of two ways, and wants it huge again.
- * false: some huge page was in pieces that must not be. The host may do that too, but not again and again.
+ * false: one of the others was broken. The host may do that too, but not again and again.
  */
 static bool is_huge_again(const size_t *fused, size_t n_fused, bool by_writing)
 {
@@ -382,7 +398,7 @@ static bool is_huge_again(const size_t *fused, size_t n_fused, bool by_writing)
 	PfFrame frame = publish_run(1000, 3 * HUGE_PAGES);
 	char before[256], after[256];
 	uintptr_t start, end;
-	bool others_are, all_are;
+	bool others_are;
 
 	mech_vm_flags(middle, before);
 	for (size_t i = 0; i < n_fused; i++)
@@ -399,11 +415,11 @@ static bool is_huge_again(const size_t *fused, size_t n_fused, bool by_writing)
 	assert_string_equal(after, before);
 	/* Also the neighbours of a page at the edge. */
 	others_are = huge_kib(block, 3 * HUGE_BYTES) == 2 * HUGE_BYTES / 1024;
-	assert_int_equal(pf_core_madvise(middle, HUGE_BYTES, MADV_COLLAPSE), 0);
-	all_are = huge_kib(block, 3 * HUGE_BYTES) == 3 * HUGE_BYTES / 1024;
+	if (others_are)
+		make_huge(block, 3);
 	expect_contents(block, 3 * HUGE_PAGES);
 	mech_block_free(block, 3 * HUGE_PAGES);
-	return others_are && all_are;
+	return others_are;
 }
 
 static void check_huge_again(const size_t *fused, size_t n_fused, bool by_writing)
