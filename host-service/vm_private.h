@@ -48,8 +48,8 @@ struct PfVm {
 	gboolean logged_ready; /* ready was logged after it */
 	gboolean logged_stop;  /* once: what has stopped in QEMU never starts again */
 	guint device_source, take_source;
-	uint64_t misses;    /* SETTLING: pages said to be lost that were not fused */
-	PfListing *listing; /* LISTING to SETTLING */
+	uint64_t settling_losses; /* pages said to be lost while SETTLING, fused or not */
+	PfListing *listing;       /* LISTING to SETTLING */
 	PfShimState state;
 	char *reason; /* the newest that pf_vm_view() has made */
 };

@@ -30,7 +30,7 @@
 #define ATTACH_ID      3
 #define DEVICE_RETRY_S 2
 
-#define MAX_SPARE_MISSES 65536u
+#define SPARE_LOSSES 65536u
 
 /* Takes the reason why the shim is not ready, and logs it when it is news. */
 static void set_reason(PfVm *vm, PfLogLevel level, char *reason)
@@ -71,7 +71,7 @@ static void drop_shim(PfVm *vm)
 	pf_vm_shim_free(vm);
 	vm->talk = TALK_HELLO;
 	vm->has_store = FALSE;
-	vm->misses = 0;
+	vm->settling_losses = 0;
 	vm->shim_serial++;
 	g_clear_pointer(&vm->shim_reason, g_free);
 	memset(&vm->state, 0, sizeof vm->state);
@@ -113,8 +113,8 @@ static void on_fused(void *userdata, uint64_t id, const uint8_t *results, uint32
 	answered(vm, vm->talk == TALK_READY && pf_orders_fused(vm->orders, id, results, n_pages));
 }
 
-/* Returns how many pages of it were not fused; it looks no further than a miss. */
-static uint64_t take_loss(PfVm *vm, const PfShimLost *lost, int64_t now_us)
+/* FALSE: some of it was not fused; it looks no further than that. */
+static gboolean take_loss(PfVm *vm, const PfShimLost *lost, int64_t now_us)
 {
 	for (uint32_t done = 0, count; done < lost->n_pages; done += count) {
 		PfHva hva = {lost->hva + done * PF_PAGE_SIZE};
@@ -126,9 +126,9 @@ static uint64_t take_loss(PfVm *vm, const PfShimLost *lost, int64_t now_us)
 		count = in_range < left ? (uint32_t)in_range : left;
 		if (count == 0 || pf_fusion_lost(vm->fusion, gfn, (PfFrame){lost->frame + done},
 					  count, lost->loss, now_us) != 0)
-			return left;
+			return FALSE;
 	}
-	return 0;
+	return TRUE;
 }
 
 static void release_all(PfVm *vm)
@@ -142,7 +142,7 @@ static void release_all(PfVm *vm)
 /* What is released may be lost as often as it was listed, and what was lost before it was listed once more. */
 static gboolean is_too_much(const PfVm *vm)
 {
-	return vm->misses > 2 * pf_guest_n_pages(vm->guest) + MAX_SPARE_MISSES;
+	return vm->settling_losses > 2 * pf_guest_n_pages(vm->guest) + SPARE_LOSSES;
 }
 
 static void on_lost(void *userdata, const PfShimLost *lost, size_t n)
@@ -160,10 +160,11 @@ static void on_lost(void *userdata, const PfShimLost *lost, size_t n)
 	if (vm->talk != TALK_READY && vm->talk != TALK_SETTLING)
 		return;
 	for (size_t i = 0; good && i < n; i++) {
-		uint64_t misses = take_loss(vm, &lost[i], now_us);
-
-		vm->misses += vm->talk == TALK_SETTLING ? lost[i].n_pages : 0;
-		good = vm->talk == TALK_SETTLING ? !is_too_much(vm) : misses == 0;
+		good = take_loss(vm, &lost[i], now_us);
+		if (vm->talk != TALK_SETTLING)
+			continue;
+		vm->settling_losses += lost[i].n_pages;
+		good = !is_too_much(vm);
 	}
 	if (!good)
 		pf_shim_link_close(vm->shim, "it lost what it did not have");
