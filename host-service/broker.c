@@ -158,6 +158,8 @@ static GSource *watch(PfBroker *broker, GIOCondition condition,
 {
 	GSource *source = g_unix_fd_source_new(broker->fd, condition);
 
+	/* First, so that a change is known here before anybody who was told that it is done can ask for it. */
+	g_source_set_priority(source, G_PRIORITY_HIGH);
 	g_source_set_callback(source, G_SOURCE_FUNC(callback), broker, NULL);
 	g_source_attach(source, g_main_context_get_thread_default());
 	return source;
@@ -216,7 +218,7 @@ static void submit(PfBroker *broker, GTask *task, const PfBrokerRequest *templat
 	}
 	if (!pf_broker_check_request(request, sizeof(*request), 0)) {
 		g_task_return_new_error(task, G_IO_ERROR, G_IO_ERROR_INVALID_ARGUMENT,
-			"no valid name or UUID of a VM, or no valid range of memory");
+			"no valid name or UUID of a VM, no valid setting, or no valid range of memory");
 		return;
 	}
 	if (broker->queue.length >= PF_BROKER_MAX_QUEUE) {
@@ -305,6 +307,7 @@ void pf_broker_modify(PfBroker *broker, const char *vm, const PfVmSettings *sett
 	/* Cut: then it is no VM's name either. */
 	if (g_strlcpy(request.vm, vm, sizeof(request.vm)) >= sizeof(request.vm))
 		request.vm[0] = 0;
+	g_strlcpy(request.group, settings->group, sizeof(request.group));
 	submit(broker, task, &request);
 }
 

@@ -7,6 +7,7 @@
  * broker's main loop, PfBroker the service's end of the socket.
  */
 #include "common/page.h"
+#include "host-service/group_name.h"
 #include "host-service/session.h"
 #include "host-service/thp.h"
 #include <gio/gio.h>
@@ -19,7 +20,9 @@ typedef struct PfBroker PfBroker;
 typedef struct PfDomain {
 	char uuid[PF_UUID_TEXT];
 	char name[256];
-	char group[64];    /* trust group; "default" where the definition names none */
+	/* Trust group; PF_GROUP_DEFAULT where the definition names none, empty where it names what can be none (which is a
+	 * refusal). */
+	char group[PF_GROUP_NAME_MAX + 1];
 	char state[32];    /* "shut off", "running", "paused", ... as virsh says it */
 	char refusal[256]; /* why this domain cannot be fused, one sentence; empty when it can */
 	char channel[108]; /* path of the guest channel's unix socket; empty when it has none or
@@ -61,12 +64,19 @@ typedef struct PfBrokerConfig {
 		*shim_socket; /* where shims find the service; goes into the domain's environment */
 } PfBrokerConfig;
 
-/* Starts the broker process (fork, no exec); the service's end of its socket, or -1 with error set.
+/*
+ * The broker has two clients. The service may ask for anything but a changed definition, and hears of domains; the front
+ * may have definitions changed and asks for nothing else.
  */
-int pf_broker_spawn(const PfBrokerConfig *config, GPid *pid, GError **error);
+typedef struct PfBrokerSockets {
+	int service, front; /* the clients' ends, or the broker's */
+} PfBrokerSockets;
 
-/* The broker's main loop; returns the process's exit status. fd is consumed. */
-int pf_broker_serve(int fd, const PfBrokerConfig *config);
+/* Starts the broker process (fork, no exec); the clients' ends of its sockets are the caller's. Its pid, or -1 with error set. */
+pid_t pf_broker_spawn(const PfBrokerConfig *config, PfBrokerSockets *sockets, GError **error);
+
+/* The broker's main loop; returns the process's exit status. Both are consumed; it ends when one of them does. */
+int pf_broker_serve(PfBrokerSockets sockets, const PfBrokerConfig *config);
 
 /* A descriptor of /dev/userfaultfd, opened read-write. The caller owns it; -1 with error set. */
 void pf_broker_open_userfaultfd(PfBroker *broker, GAsyncReadyCallback callback, void *userdata);
@@ -92,13 +102,15 @@ gboolean pf_broker_translate_finish(
 typedef enum PfVmSetting {
 	PF_VM_SET_ENABLED = 1 << 0,
 	PF_VM_SET_THP = 1 << 1,
+	PF_VM_SET_GROUP = 1 << 2,
 } PfVmSetting;
 
 /* What to change in a definition; what `changes` does not name is zero here, and stays there. */
 typedef struct PfVmSettings {
 	guint changes; /* PfVmSetting bits, at least one */
 	gboolean enabled;
-	PfThp thp; /* only with a flag that is on, or turned on with it */
+	PfThp thp; /* only with a flag that is on, or turned on with it; so is group */
+	char group[PF_GROUP_NAME_MAX + 1]; /* a valid name; PF_GROUP_DEFAULT: the flag names none */
 } PfVmSettings;
 
 /*

@@ -91,23 +91,11 @@ static gboolean put_text(char *to, size_t room, const char *text)
 	return TRUE;
 }
 
-/* A group's name that were cut could become another group's. */
-static void fill_group(const PfDomainXml *xml, PfDomain *domain)
-{
-	g_autofree char *group = pf_domain_xml_group(xml);
-
-	if (put_text(domain->group, sizeof(domain->group), group))
-		return;
-	g_strlcpy(domain->group, PF_DOMAIN_GROUP, sizeof(domain->group));
-	g_snprintf(domain->refusal, sizeof(domain->refusal),
-		"<pf:pagefusion group> in <metadata> is longer than %zu bytes: shorten it",
-		sizeof(domain->group) - 1);
-}
-
 static void fill_from_xml(const PfDomainXml *xml, PfDomain *domain)
 {
 	g_autofree char *refusal = pf_broker_domains_refusal(xml);
 	g_autofree char *channel = domain->active ? pf_domain_xml_channel(xml) : NULL;
+	g_autofree char *group = pf_domain_xml_group(xml);
 
 	domain->has_shim = domain->active && pf_domain_xml_has_shim(xml);
 	domain->enabled = pf_domain_xml_has_flag(xml) && (!domain->active || domain->has_shim);
@@ -115,7 +103,8 @@ static void fill_from_xml(const PfDomainXml *xml, PfDomain *domain)
 		g_strlcpy(domain->refusal, refusal, sizeof(domain->refusal));
 	if (channel)
 		put_text(domain->channel, sizeof(domain->channel), channel);
-	fill_group(xml, domain);
+	if (group)
+		g_strlcpy(domain->group, group, sizeof(domain->group));
 	domain->thp = pf_domain_xml_thp(xml);
 	if (domain->active && pf_domain_xml_is_qemu(xml))
 		domain->pid = pf_qemu_pid(PF_QEMU_PID_DIR, domain->name, domain->uuid);
@@ -187,7 +176,7 @@ static void emit_gone(PfBrokerDomains *domains, const char *uuid)
 /* It is there, and whether it runs and shares memory is not known. */
 static void emit_unread(PfBrokerDomains *domains, const char *uuid)
 {
-	PfDomain domain = {.group = PF_DOMAIN_GROUP,
+	PfDomain domain = {.group = PF_GROUP_DEFAULT,
 		.state = "unknown",
 		.refusal = "libvirt does not say what it is",
 		.active = TRUE,

@@ -5,9 +5,9 @@
  * arrays, numbers that overflow when they are added or shifted.
  */
 #include "host-service/broker_protocol.h"
+#include "host-service/received_fds.h"
 #include <errno.h>
 #include <sys/socket.h>
-#include <unistd.h>
 
 bool pf_broker_is_uuid(const char *text)
 {
@@ -57,14 +57,23 @@ static bool thp_is_valid(uint32_t thp)
 	return thp <= PF_THP_ALL;
 }
 
+static bool group_is_valid(const PfBrokerRequest *request)
+{
+	if (!ends(request->group, sizeof(request->group)))
+		return false;
+	return request->changes & PF_VM_SET_GROUP ? pf_group_name_is_valid(request->group)
+						  : request->group[0] == 0;
+}
+
 /* A setting that is not to be changed is zero. */
 static bool changes_are_valid(const PfBrokerRequest *request)
 {
-	if (request->changes == 0 || request->changes > (PF_VM_SET_ENABLED | PF_VM_SET_THP))
+	if (request->changes == 0 ||
+		request->changes > (PF_VM_SET_ENABLED | PF_VM_SET_THP | PF_VM_SET_GROUP))
 		return false;
 	return request->enabled <= !!(request->changes & PF_VM_SET_ENABLED) &&
 	       thp_is_valid(request->thp) &&
-	       (request->thp == 0 || request->changes & PF_VM_SET_THP);
+	       (request->thp == 0 || request->changes & PF_VM_SET_THP) && group_is_valid(request);
 }
 
 bool pf_broker_check_request(const PfBrokerRequest *request, size_t size, size_t n_fds)
@@ -87,6 +96,11 @@ bool pf_broker_check_request(const PfBrokerRequest *request, size_t size, size_t
 	default:
 		return false;
 	}
+}
+
+bool pf_broker_may_ask(PfBrokerClient client, uint32_t type)
+{
+	return (client == PF_BROKER_CLIENT_FRONT) == (type == PF_BROKER_MODIFY);
 }
 
 static bool domain_is_valid(const PfDomain *domain)
@@ -145,30 +159,9 @@ int pf_broker_send(int socket, const void *packet, size_t size, int fd)
 	return n < 0 ? -errno : 0;
 }
 
-/* Keeps the first descriptor of the packet and closes the others. */
-static void take_fds(struct msghdr *message, int *fd, size_t *n_fds)
-{
-	for (struct cmsghdr *c = CMSG_FIRSTHDR(message); c; c = CMSG_NXTHDR(message, c)) {
-		if (c->cmsg_level != SOL_SOCKET || c->cmsg_type != SCM_RIGHTS)
-			continue;
-		for (size_t i = 0; i < (c->cmsg_len - CMSG_LEN(0)) / sizeof(int); i++) {
-			int received;
-
-			memcpy(&received, CMSG_DATA(c) + i * sizeof(int), sizeof(int));
-			if ((*n_fds)++ == 0)
-				*fd = received;
-			else
-				close(received);
-		}
-	}
-}
-
 ssize_t pf_broker_receive(int socket, void *packet, size_t size, int *fd, size_t *n_fds)
 {
-	union {
-		struct cmsghdr header;
-		char room[CMSG_SPACE(4 * sizeof(int))];
-	} control = {0};
+	PfReceivedFds control = {0};
 	struct iovec iov = {.iov_base = packet, .iov_len = size};
 	struct msghdr message = {
 		.msg_iov = &iov,
@@ -185,6 +178,6 @@ ssize_t pf_broker_receive(int socket, void *packet, size_t size, int *fd, size_t
 	while (n < 0 && errno == EINTR);
 	if (n < 0)
 		return -errno;
-	take_fds(&message, fd, n_fds);
+	*n_fds = pf_received_fds_take_first(&message, fd);
 	return n;
 }

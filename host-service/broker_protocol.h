@@ -1,10 +1,11 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 #pragma once
 /*
- * What the service and its broker say to each other: one struct a packet over a SOCK_SEQPACKET
+ * What the broker and its clients say to each other: one struct a packet over a SOCK_SEQPACKET
  * socket pair, at most one descriptor with it. Both ends are the same binary, so there is no
  * version. The service asks, each request gets one answer with its id; events come at any time. The
- * broker takes the service for hostile: pf_broker_check_request() is the only way in.
+ * front has a socket of its own, for other requests, and hears of no events. The broker takes both
+ * for hostile: pf_broker_check_request() and pf_broker_may_ask() are the only way in.
  */
 #include "host-service/broker.h"
 #include <assert.h>
@@ -13,28 +14,35 @@
 #define PF_BROKER_MAGIC     0x31424650u /* "PFB1" */
 #define PF_BROKER_MAX_VM    256         /* bytes of a name or UUID, with the final 0 */
 #define PF_BROKER_MAX_TEXT  512         /* bytes of a message, with the final 0 */
-#define PF_BROKER_MAX_QUEUE 4096 /* requests that wait in the service for room in the socket */
+#define PF_BROKER_MAX_QUEUE 4096        /* requests that wait in a client for room in the socket */
 
 typedef enum PfBrokerRequestType {
 	PF_BROKER_OPEN_USERFAULTFD = 1, /* answer: a descriptor */
 	PF_BROKER_OPEN_CHANNEL = 2,     /* vm: a UUID; answer: a descriptor */
 	PF_BROKER_TRANSLATE = 3,        /* vm: a UUID, ranges; answer: hvas, as many */
-	PF_BROKER_MODIFY = 4,           /* vm: a name or UUID, changes, enabled, thp */
+	PF_BROKER_MODIFY =
+		4, /* of the front alone. vm: a name or UUID, changes, enabled, thp, group */
 } PfBrokerRequestType;
+
+typedef enum PfBrokerClient {
+	PF_BROKER_CLIENT_SERVICE,
+	PF_BROKER_CLIENT_FRONT,
+} PfBrokerClient;
 
 /* What a request has no use for is zero. */
 typedef struct PfBrokerRequest {
 	uint32_t magic;
 	uint32_t type;    /* PfBrokerRequestType */
-	uint64_t id;      /* chosen by the service, never 0 */
+	uint64_t id;      /* chosen by the client, never 0 */
 	uint32_t changes; /* PfVmSetting bits, at least one */
 	uint32_t enabled;
 	uint32_t thp; /* PfThp */
 	uint32_t n_ranges;
 	char vm[PF_BROKER_MAX_VM];
+	char group[PF_GROUP_NAME_MAX + 1];
 	PfGuestRange ranges[PF_SESSION_MAX_RAM_RANGES];
 } PfBrokerRequest;
-static_assert(sizeof(PfBrokerRequest) == 32 + 256 + 64 * 16, "no holes");
+static_assert(sizeof(PfBrokerRequest) == 32 + 256 + 64 + 64 * 16, "no holes");
 
 typedef enum PfBrokerMessageType {
 	PF_BROKER_ANSWER = 64,       /* id, error and text; or hvas, or a descriptor */
@@ -65,6 +73,9 @@ typedef struct PfBrokerMessage {
  */
 bool pf_broker_check_request(const PfBrokerRequest *request, size_t size, size_t n_fds);
 
+/* Whether requests of this type (PfBrokerRequestType) are for this client. */
+bool pf_broker_may_ask(PfBrokerClient client, uint32_t type);
+
 /* The same for what the broker sends: the sizes, the types, and that all text ends. */
 bool pf_broker_check_message(const PfBrokerMessage *message, size_t size);
 
@@ -80,6 +91,7 @@ int pf_broker_send(int socket, const void *packet, size_t size, int fd);
 /*
  * Receives one packet of at most size bytes. Returns its length (more than size: it was cut), 0 at
  * the end of the stream, or -errno. *fd: the descriptor that came with it (the caller owns it), or
- * -1. *n_fds counts what came, but only one is kept.
+ * -1. *n_fds counts what came, but only one is kept; the others are closed in another thread, and so should that one be
+ * where the peer is not trusted (received_fds.h).
  */
 ssize_t pf_broker_receive(int socket, void *packet, size_t size, int *fd, size_t *n_fds);

@@ -196,26 +196,39 @@ static gboolean may_change(virDomainPtr handle, GError **error)
 	return TRUE;
 }
 
+/* What belongs to the flag, and how to turn it on with it. NULL: nothing of the request does. */
+static const char *needs_flag(const PfBrokerRequest *request)
+{
+	if (request->changes & PF_VM_SET_THP)
+		return "there is no policy for huge pages: turn it on as well (pagefusionctl "
+		       "modifyvm VM --pagefusion on --thp POLICY)";
+	if (request->changes & PF_VM_SET_GROUP)
+		return "it is in no trust group: turn it on as well (pagefusionctl modifyvm VM "
+		       "--pagefusion on --group NAME)";
+	return NULL;
+}
+
 static gboolean edit(PfDomainXml *xml, const PfBrokerConfig *config, const char *name,
 	const PfBrokerRequest *request, gboolean *changed, GError **error)
 {
 	gboolean enable = request->enabled == 1;
+	const char *needs = needs_flag(request);
 	g_autofree char *refusal = NULL;
 
 	if (enable)
 		*changed = pf_domain_xml_enable(xml, config->shim_path, config->shim_socket);
 	else if (request->changes & PF_VM_SET_ENABLED)
 		*changed = pf_domain_xml_disable(xml);
-	if ((request->changes & PF_VM_SET_THP) && !pf_domain_xml_has_flag(xml)) {
+	if (needs && !pf_domain_xml_has_flag(xml)) {
 		g_set_error(error, G_IO_ERROR, G_IO_ERROR_NOT_SUPPORTED,
-			"VM %s: page fusion is off, so there is no policy for huge pages: turn it "
-			"on as well (pagefusionctl modifyvm VM --pagefusion on --thp POLICY)",
-			name);
+			"VM %s: page fusion is off, so %s", name, needs);
 		return FALSE;
 	}
 	if (request->changes & PF_VM_SET_THP)
 		*changed = pf_domain_xml_set_thp(xml, (PfThp)request->thp) || *changed;
-	/* Only now: a policy that is a refusal may have been replaced. */
+	if (request->changes & PF_VM_SET_GROUP)
+		*changed = pf_domain_xml_set_group(xml, request->group) || *changed;
+	/* Only now: a policy or a group that is a refusal may have been replaced. */
 	refusal = enable ? pf_broker_domains_refusal(xml) : NULL;
 	if (refusal)
 		g_set_error(
@@ -275,7 +288,7 @@ gboolean pf_broker_serve_modify(PfBrokerDomains *domains, virConnectPtr connecti
 	if (!handle)
 		return FALSE;
 	done = change_definition(handle, config, request, error);
-	/* So that the service knows before it gets the answer. */
+	/* So that the service is told before the front has the answer. */
 	if (done && virDomainGetUUIDString(handle, uuid) == 0)
 		pf_broker_domains_refresh(domains, uuid);
 	virDomainFree(handle);

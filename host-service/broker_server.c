@@ -2,9 +2,15 @@
 /*
  * The broker process: forked from pagefusiond before it has threads, it is the one that holds on to
  * root, talks to libvirt and opens /dev/userfaultfd. One thread in libvirt's own event loop; a
- * libvirt call that hangs stops the broker only, and the service's requests wait in their socket
- * meanwhile. It ends when the service closes its end, and with a packet that is no request: then
- * the service is not what it was.
+ * libvirt call that hangs stops the broker only, and its clients' requests wait in their sockets
+ * meanwhile. It ends when one of the two closes its end, and with a packet that is no request of
+ * this client: then the client is not what it was.
+ *
+ * A guest may have taken the service over, so the service must not be able to keep the front
+ * waiting, by not reading or by reading slowly. Nothing that is sent blocks: what a socket has no
+ * room for waits in a queue, and while something does, nothing is read from that client. So at most
+ * one answer (and its descriptor) waits, and events; a client that lets thousands of them wait has
+ * hung, and ends the broker. Each turn of the loop takes one request from each client.
  *
  * One timer connects to libvirt and does so again every two seconds while libvirt is away. A lost
  * connection is noticed by its close callback (keepalive messages find a libvirtd that hangs),
@@ -12,20 +18,38 @@
  */
 #include "common/log.h"
 #include "host-service/broker_domains.h"
+#include "host-service/process.h"
+#include "host-service/received_fds.h"
+#include "host-service/sandbox.h"
 #include <errno.h>
+#include <glib-unix.h>
 #include <libvirt/virterror.h>
-#include <limits.h>
-#include <signal.h>
-#include <sys/prctl.h>
-#include <sys/socket.h>
+#include <linux/capability.h>
 #include <unistd.h>
 
 #define RECONNECT_MS         2000
 #define KEEPALIVE_SECONDS    5
 #define KEEPALIVE_UNANSWERED 3
+#define MAX_UNREAD           8192 /* messages, of some 1.5 KiB each */
 
-typedef struct Server {
-	int fd;
+typedef struct Server Server;
+
+typedef struct Client {
+	Server *server;
+	PfBrokerClient which;
+	int fd;       /* nonblocking */
+	int watch;    /* of libvirt's event loop */
+	GQueue queue; /* of Unread, owned */
+} Client;
+
+/* A message that the client's socket has no room for. */
+typedef struct Unread {
+	PfBrokerMessage message;
+	int fd; /* -1: none */
+} Unread;
+
+struct Server {
+	Client service, front;
 	const PfBrokerConfig *config;
 	virConnectPtr connection; /* NULL while libvirt is away */
 	PfBrokerDomains *domains;
@@ -34,20 +58,68 @@ typedef struct Server {
 	bool ended;                      /* leave the main loop */
 	bool failed;                     /* and with an error */
 	char reason[PF_BROKER_MAX_TEXT]; /* why libvirt is away, as last told */
-} Server;
+};
 
-static void send_message(Server *server, PfBrokerMessage *message, int fd)
+static const char *client_name(const Client *client)
 {
+	return client->which == PF_BROKER_CLIENT_SERVICE ? "service" : "front";
+}
+
+static void fail_client(Client *client, const char *what)
+{
+	pf_error("broker: the %s %s; ending", client_name(client), what);
+	client->server->ended = client->server->failed = true;
+}
+
+static void free_unread(gpointer data)
+{
+	Unread *unread = data;
+
+	if (unread->fd >= 0)
+		close(unread->fd);
+	g_free(unread);
+}
+
+/* Sends what the socket takes. */
+static void flush_queue(Client *client)
+{
+	const Unread *unread;
+	int r = 0;
+
+	while (r == 0 && (unread = g_queue_peek_head(&client->queue))) {
+		r = pf_broker_send(
+			client->fd, &unread->message, sizeof(unread->message), unread->fd);
+		if (r == 0)
+			free_unread(g_queue_pop_head(&client->queue));
+	}
+	/* The client has gone: nothing is left to do. */
+	if (r < 0 && r != -EAGAIN)
+		client->server->ended = true;
+	virEventUpdateHandle(client->watch,
+		VIR_EVENT_HANDLE_HANGUP | VIR_EVENT_HANDLE_ERROR |
+			(g_queue_is_empty(&client->queue) ? VIR_EVENT_HANDLE_READABLE
+							  : VIR_EVENT_HANDLE_WRITABLE));
+}
+
+/* fd is consumed; -1: none. */
+static void send_message(Client *client, PfBrokerMessage *message, int fd)
+{
+	Unread *unread = g_new(Unread, 1);
+
 	message->magic = PF_BROKER_MAGIC;
-	/* The service has gone: nothing is left to do. */
-	if (pf_broker_send(server->fd, message, sizeof(*message), fd) < 0)
-		server->ended = true;
+	*unread = (Unread){*message, fd};
+	g_queue_push_tail(&client->queue, unread);
+	flush_queue(client);
+	if (g_queue_get_length(&client->queue) > MAX_UNREAD && !client->server->ended)
+		fail_client(client, "does not read");
 }
 
 static void emit(void *userdata, PfBrokerMessage *event)
 {
+	Server *server = userdata;
+
 	event->error = -1;
-	send_message(userdata, event, -1);
+	send_message(&server->service, event, -1);
 }
 
 /* Tells the service once for each reason. */
@@ -154,40 +226,51 @@ static int dispatch(
 	}
 }
 
-static void answer_request(Server *server, const PfBrokerRequest *request)
+static void answer_request(Client *client, const PfBrokerRequest *request)
 {
 	PfBrokerMessage answer = {.type = PF_BROKER_ANSWER, .id = request->id, .error = -1};
 	g_autoptr(GError) error = NULL;
-	int fd = dispatch(server, request, &answer, &error);
+	int fd = dispatch(client->server, request, &answer, &error);
 
 	if (error) {
 		answer.error = error->code;
 		g_strlcpy(answer.text, error->message, sizeof(answer.text));
 	}
-	send_message(server, &answer, fd);
-	if (fd >= 0)
-		close(fd);
+	send_message(client, &answer, fd);
+}
+
+static bool is_request(
+	const Client *client, const PfBrokerRequest *request, size_t size, size_t n_fds)
+{
+	return pf_broker_check_request(request, size, n_fds) &&
+	       pf_broker_may_ask(client->which, request->type);
+}
+
+static void read_request(Client *client)
+{
+	PfBrokerRequest request;
+	size_t n_fds;
+	int received;
+	ssize_t n = pf_broker_receive(client->fd, &request, sizeof(request), &received, &n_fds);
+
+	if (received >= 0)
+		pf_received_fds_close_later(received);
+	if (n > 0 && is_request(client, &request, (size_t)n, n_fds))
+		answer_request(client, &request);
+	else if (n > 0)
+		fail_client(client, "sent something that is no request of it");
+	else if (n != -EAGAIN)
+		client->server->ended = true;
 }
 
 static void on_socket(int watch, int fd, int events, void *opaque)
 {
-	Server *server = opaque;
-	PfBrokerRequest request;
-	size_t n_fds;
-	int received;
-	ssize_t n = pf_broker_receive(fd, &request, sizeof(request), &received, &n_fds);
+	Client *client = opaque;
 
-	if (received >= 0)
-		close(received);
-	if (n > 0 && pf_broker_check_request(&request, (size_t)n, n_fds)) {
-		answer_request(server, &request);
-		return;
-	}
-	server->ended = true;
-	if (n > 0) {
-		server->failed = true;
-		pf_error("broker: the service sent something that is no request; ending");
-	}
+	if (g_queue_is_empty(&client->queue))
+		read_request(client);
+	else
+		flush_queue(client);
 }
 
 static void ignore_libvirt_error(void *userdata, virErrorPtr error)
@@ -199,88 +282,107 @@ static bool is_session_uri(const char *uri)
 	return g_str_has_suffix(uri, "/session") || strstr(uri, "/session?");
 }
 
-static void run(Server *server)
+static void add_client(Server *server, Client *client, PfBrokerClient which, int fd)
 {
-	int watch = virEventAddHandle(server->fd,
+	*client = (Client){.server = server, .which = which, .fd = fd};
+	g_queue_init(&client->queue);
+	g_unix_set_fd_nonblocking(fd, TRUE, NULL);
+	client->watch = virEventAddHandle(fd,
 		VIR_EVENT_HANDLE_READABLE | VIR_EVENT_HANDLE_HANGUP | VIR_EVENT_HANDLE_ERROR,
-		on_socket, server, NULL);
+		on_socket, client, NULL);
+	if (client->watch < 0)
+		server->ended = server->failed = true;
+}
 
+static void remove_client(Client *client)
+{
+	virEventRemoveHandle(client->watch);
+	g_queue_clear_full(&client->queue, free_unread);
+}
+
+static void run(Server *server, PfBrokerSockets sockets)
+{
+	add_client(server, &server->service, PF_BROKER_CLIENT_SERVICE, sockets.service);
+	add_client(server, &server->front, PF_BROKER_CLIENT_FRONT, sockets.front);
 	server->timer = virEventAddTimeout(-1, on_connect_timer, server, NULL);
 	server->domains = pf_broker_domains_new(emit, server);
 	if (is_session_uri(server->config->uri))
 		tell_away(server, "page fusion needs the system daemon: use qemu:///system");
 	else
 		virEventUpdateTimeout(server->timer, 0);
-	while (!server->ended && watch >= 0)
+	while (!server->ended)
 		if (virEventRunDefaultImpl() < 0)
 			server->ended = server->failed = true;
 	disconnect(server);
 	pf_broker_domains_free(server->domains);
 	virEventRemoveTimeout(server->timer);
-	virEventRemoveHandle(watch);
+	remove_client(&server->service);
+	remove_client(&server->front);
 }
 
-int pf_broker_serve(int fd, const PfBrokerConfig *config)
+int pf_broker_serve(PfBrokerSockets sockets, const PfBrokerConfig *config)
 {
-	Server server = {.fd = fd, .config = config};
+	Server server = {.config = config};
 
 	virSetErrorFunc(NULL, ignore_libvirt_error);
 	if (virInitialize() < 0 || virEventRegisterDefaultImpl() < 0) {
 		pf_error("broker: libvirt cannot be initialised: %s", virGetLastErrorMessage());
-		close(fd);
-		return 1;
+		server.failed = true;
+	} else {
+		run(&server, sockets);
 	}
-	run(&server);
-	close(fd);
+	close(sockets.service);
+	close(sockets.front);
 	return server.failed ? 1 : 0;
 }
 
-/* The service ends in order and takes the broker along; a signal to both must not end the broker
- * first. */
-static int become_broker(int fd, const PfBrokerConfig *config)
+typedef struct Start {
+	const PfBrokerConfig *config;
+	PfBrokerSockets sockets; /* the broker's ends */
+} Start;
+
+/*
+ * libvirt, QEMU's sockets and the files of disks are reached through directories and with rights that are not root's
+ * own, so to speak with libvirt as root is not all that it takes.
+ */
+static int become_broker(void *userdata)
 {
-	prctl(PR_SET_NAME, "pf-broker");
-	prctl(PR_SET_PDEATHSIG, SIGKILL);
-	signal(SIGINT, SIG_IGN);
-	signal(SIGTERM, SIG_IGN);
-	signal(SIGHUP, SIG_IGN);
-	signal(SIGPIPE, SIG_IGN);
-	return pf_broker_serve(fd, config);
+	static const int needed[] = {CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH, -1};
+	const Start *start = userdata;
+	g_autoptr(GError) error = NULL;
+
+	if (pf_sandbox_keep_capabilities(needed, &error))
+		return pf_broker_serve(start->sockets, start->config);
+	pf_error("broker: %s", error->message);
+	return 1;
 }
 
-/* What systemd keeps for the service (stores that can be written) is nothing for the broker. */
-static void keep_only(int fd)
+static void close_pair(const int fds[2])
 {
-	if (fd > STDERR_FILENO + 1)
-		close_range(STDERR_FILENO + 1, (unsigned)fd - 1, 0);
-	close_range((unsigned)fd + 1, UINT_MAX, 0);
-}
-
-int pf_broker_spawn(const PfBrokerConfig *config, GPid *pid, GError **error)
-{
-	int fds[2], code;
-	pid_t child;
-
-	if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, fds) < 0) {
-		code = errno;
-		g_set_error(error, G_IO_ERROR, g_io_error_from_errno(code),
-			"the broker's socket cannot be made: %s", g_strerror(code));
-		return -1;
-	}
-	fflush(NULL);
-	child = fork();
-	if (child == 0) {
-		keep_only(fds[1]);
-		exit(become_broker(fds[1], config));
-	}
-	code = errno;
+	close(fds[0]);
 	close(fds[1]);
-	if (child < 0) {
-		close(fds[0]);
-		g_set_error(error, G_IO_ERROR, g_io_error_from_errno(code),
-			"the broker process cannot be started: %s", g_strerror(code));
+}
+
+pid_t pf_broker_spawn(const PfBrokerConfig *config, PfBrokerSockets *sockets, GError **error)
+{
+	int service[2], front[2];
+	pid_t broker;
+
+	if (!pf_process_socket_pair(service, error))
+		return -1;
+	if (!pf_process_socket_pair(front, error)) {
+		close_pair(service);
 		return -1;
 	}
-	*pid = child;
-	return fds[0];
+	broker = pf_process_start("pf-broker", (const int[]){service[1], front[1], -1},
+		become_broker, &(Start){config, {service[1], front[1]}}, error);
+	if (broker < 0) {
+		close_pair(service);
+		close_pair(front);
+		return -1;
+	}
+	close(service[1]);
+	close(front[1]);
+	*sockets = (PfBrokerSockets){service[0], front[0]};
+	return broker;
 }

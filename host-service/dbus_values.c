@@ -81,6 +81,7 @@ GVariant *pf_dbus_describe_vm(const PfVmView *vm)
 	put_number(&dict, "shared-kib", stats->shared * (PF_PAGE_SIZE / 1024));
 	put_number(&dict, "runs", stats->runs);
 	put_number(&dict, "revoked", stats->revoked);
+	put_number(&dict, "over-quota", stats->over_quota);
 	put_number(&dict, "maps", vm->shim.maps);
 	put_number(&dict, "maps-budget", vm->shim.maps_budget);
 	put_number(&dict, "discarded", vm->shim.discarded_pages);

@@ -236,15 +236,26 @@ gboolean pf_domain_xml_disable(PfDomainXml *xml)
 	return remove_shim(xml) || changed;
 }
 
-gboolean pf_domain_xml_set_thp(PfDomainXml *xml, PfThp thp)
+/* Sets an attribute of the flag, NULL: takes it away; whether that changed anything. */
+static gboolean set_attribute(PfDomainXml *xml, const char *name, const char *value)
 {
 	xmlNode *flag = pf_domain_xml_flag(xml);
-	xmlAttr *old = xmlHasNsProp(flag, BAD_CAST "thp", NULL);
+	xmlAttr *old = xmlHasNsProp(flag, BAD_CAST name, NULL);
 
-	if (thp == PF_THP_DEFAULT)
+	if (!value)
 		return old && xmlRemoveProp(old) == 0;
-	if (has_attribute(flag, "thp", pf_thp_name(thp)))
+	if (has_attribute(flag, name, value))
 		return FALSE;
-	xmlSetNsProp(flag, NULL, BAD_CAST "thp", BAD_CAST pf_thp_name(thp));
+	xmlSetNsProp(flag, NULL, BAD_CAST name, BAD_CAST value);
 	return TRUE;
+}
+
+gboolean pf_domain_xml_set_thp(PfDomainXml *xml, PfThp thp)
+{
+	return set_attribute(xml, "thp", thp == PF_THP_DEFAULT ? NULL : pf_thp_name(thp));
+}
+
+gboolean pf_domain_xml_set_group(PfDomainXml *xml, const char *group)
+{
+	return set_attribute(xml, "group", strcmp(group, PF_GROUP_DEFAULT) == 0 ? NULL : group);
 }

@@ -193,7 +193,9 @@ char *pf_domain_xml_group(const PfDomainXml *xml)
 {
 	g_autofree char *group = attribute(pf_domain_xml_flag(xml), "group");
 
-	return g_strdup(group && *group ? group : PF_DOMAIN_GROUP);
+	if (!group)
+		return g_strdup(PF_GROUP_DEFAULT);
+	return pf_group_name_is_valid(group) ? g_steal_pointer(&group) : NULL;
 }
 
 PfThp pf_domain_xml_thp(const PfDomainXml *xml)
@@ -308,6 +310,10 @@ gboolean pf_domain_xml_is_qemu(const PfDomainXml *xml)
 
 const char *pf_domain_xml_refusal(const PfDomainXml *xml)
 {
+	g_autofree char *group = pf_domain_xml_group(xml);
+
+	if (!group)
+		return "<pf:pagefusion group> in <metadata> is no name of a trust group: give it " PF_GROUP_NAME_RULE;
 	for (size_t i = 0; i < G_N_ELEMENTS(refusals); i++) {
 		xmlXPathObject *found = find(xml, xml->root, refusals[i].xpath);
 

@@ -4,6 +4,7 @@
  * A domain's definition, as libvirt prints it: what page fusion reads in it (domain_xml.c) and what
  * turning the flag on and off changes in it (domain_edit.c). No I/O.
  */
+#include "host-service/group_name.h"
 #include "host-service/thp.h"
 #include <libxml/tree.h>
 
@@ -12,7 +13,6 @@
 #define PF_DOMAIN_CHANNEL    "org.pagefusion.agent.0"
 #define PF_DOMAIN_SHIM       "libpagefusion-vmm.so" /* file name, in whatever directory */
 #define PF_DOMAIN_SOCKET_ENV "PAGEFUSION_SOCKET"
-#define PF_DOMAIN_GROUP      "default"
 
 /* A definition; the document is owned. */
 typedef struct PfDomainXml {
@@ -35,7 +35,8 @@ gboolean pf_domain_xml_has_flag(const PfDomainXml *xml);
 /* Whether QEMU is started with the shim and the service's socket in its environment. */
 gboolean pf_domain_xml_has_shim(const PfDomainXml *xml);
 
-/* The trust group of the flag (g_free): PF_DOMAIN_GROUP when it names none, or there is no flag. */
+/* The trust group of the flag (g_free): PF_GROUP_DEFAULT when it names none, or there is no flag. NULL when it names
+ * what can be none, an empty one too (which is a refusal). */
 char *pf_domain_xml_group(const PfDomainXml *xml);
 
 /* The policy of the flag for huge pages: PF_THP_DEFAULT when it names none, or one that there is not
@@ -80,6 +81,9 @@ gboolean pf_domain_xml_disable(PfDomainXml *xml);
 /* Sets the policy of the flag, which must be there; PF_THP_DEFAULT: it names none. Whether anything
  * was changed. */
 gboolean pf_domain_xml_set_thp(PfDomainXml *xml, PfThp thp);
+
+/* Sets the trust group of the flag, which must be there; PF_GROUP_DEFAULT: it names none. Whether anything was changed. */
+gboolean pf_domain_xml_set_group(PfDomainXml *xml, const char *group);
 
 /* The element children of parent with this name and namespace (NULL: none), one after the other. */
 xmlNode *pf_domain_xml_child(const xmlNode *parent, const char *xmlns, const char *name);

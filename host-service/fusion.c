@@ -5,18 +5,27 @@
  * Everything is decided when something happens, from records that are found by hash: an event costs
  * a few steps for each page that it names, whatever the number of VMs. fusion_page.c has pages and
  * hints, fusion_entry.c digests and who shares them, fusion_frame.c frames and when they go,
- * fusion_order.c orders and results, fusion_shim.c what is known of a shim, fusion_layout.c the place
- * of frames, fusion_check.c the rules that always hold between all of them. A hinted page of a digest
- * that several VMs have takes about 95 bytes.
+ * fusion_order.c orders and results, fusion_quota.c what a VM may have, fusion_shim.c what is known of a shim,
+ * fusion_layout.c the place of frames, fusion_check.c the rules that always hold between all of them. A hinted page of
+ * a digest that several VMs have takes about 95 bytes.
+ *
+ * The worst that one message of a guest costs: hints, some steps for each page that they name. A withdrawal, what
+ * is less of the pages in its ranges and the hints of its module (times a search in the ranges); the same for a module
+ * that is declared again, and for a session that starts, all hints of the VM. What is taken away then had to be said
+ * before; a withdrawal of what was never hinted walks over the module's hints and takes none, which is why its
+ * time has to be charged to its VM. No message costs steps over what other VMs have hinted, but where a state of
+ * their pages changes: when a frame comes, which takes a capture, or goes. fusion_entry.c has how they are found.
  *
  * Nothing passes from one trust group to another: each has its own records, indexes, frame numbers
- * and hash seed. A frame that nobody maps stays as long as enough VMs hint its digest; when the last
+ * and hash keys. A frame that nobody maps stays as long as enough VMs hint its digest; when the last
  * VM of the group leaves, the group goes with all its frames.
  *
  * The caller's clock is taken relative to its first value, and never goes back.
  */
 #include "host-service/fusion_private.h"
 #include "host-service/store.h"
+#include <errno.h>
+#include <sys/random.h>
 
 /* The last number means "no frame". */
 #define LAYOUT_LIMIT (PF_LAYOUT_FRAMES - PF_LAYOUT_ALIGN)
@@ -55,6 +64,13 @@ int64_t pf_fusion_set_now(PfFusion *fusion, int64_t now_us)
 	return fusion->now_us;
 }
 
+/* Not GLib's numbers: without /dev/urandom, as in an empty root, it falls back to the time. */
+static void draw(void *bytes, size_t size)
+{
+	if (getrandom(bytes, size, 0) != (ssize_t)size)
+		g_error("the kernel has no random numbers: %s", g_strerror(errno));
+}
+
 static PfFusionGroup *group_get(PfFusion *fusion, const char *name)
 {
 	PfFusionGroup *group = g_hash_table_lookup(fusion->groups, name);
@@ -64,14 +80,18 @@ static PfFusionGroup *group_get(PfFusion *fusion, const char *name)
 	group = g_new0(PfFusionGroup, 1);
 	group->fusion = fusion;
 	group->name = g_strdup(name);
-	group->seed = ((uint64_t)g_random_int() << 32) | g_random_int();
+	draw(&group->seed, sizeof(group->seed));
+	draw(&group->key, sizeof(group->key));
+	group->admission = PF_FUSION_ADMISSION;
 	group->vms = g_ptr_array_new();
-	pf_pool_init(&group->pages, sizeof(PfPage));
-	pf_pool_init(&group->holders, sizeof(PfHolder));
-	pf_pool_init(&group->entries, sizeof(PfEntry));
+	pf_pool_init(&group->pages, sizeof(PfPage), &fusion->memory_bytes);
+	pf_pool_init(&group->holders, sizeof(PfHolder), &fusion->memory_bytes);
+	pf_pool_init(&group->entries, sizeof(PfEntry), &fusion->memory_bytes);
+	pf_pool_init(&group->givers, sizeof(PfGiver), &fusion->memory_bytes);
 	group->unused = g_array_new(FALSE, FALSE, sizeof(uint32_t));
 	group->unused_adopted = g_array_new(FALSE, FALSE, sizeof(uint32_t));
-	pf_layout_init(&group->layout, PF_STORE_FIRST_FRAME, LAYOUT_LIMIT);
+	pf_layout_init(
+		&group->layout, PF_STORE_FIRST_FRAME, LAYOUT_LIMIT, pf_giver_charge_range, group);
 	g_hash_table_insert(fusion->groups, group->name, group);
 	return group;
 }
@@ -80,11 +100,13 @@ static void group_free(PfFusionGroup *group)
 {
 	g_hash_table_remove(group->fusion->groups, group->name);
 	group->fusion->stats.frames -= group->frames.count;
+	group->fusion->memory_bytes -= group->range_bytes;
 	pf_layout_deinit(&group->layout);
 	g_array_unref(group->unused);
 	g_array_unref(group->unused_adopted);
-	pf_index_clear(&group->frames);
-	pf_index_clear(&group->digests);
+	pf_group_index_clear(group, &group->frames);
+	pf_group_index_clear(group, &group->digests);
+	pf_pool_deinit(&group->givers);
 	pf_pool_deinit(&group->pages);
 	pf_pool_deinit(&group->holders);
 	pf_pool_deinit(&group->entries);
@@ -114,6 +136,9 @@ PfFusionVm *pf_fusion_add_vm(PfFusion *fusion, const char *group_name, void *use
 	vm->modules = g_array_new(FALSE, TRUE, sizeof(PfModule));
 	vm->orders = g_ptr_array_new_with_free_func((GDestroyNotify)pf_order_record_free);
 	vm->slot = free_slot(group);
+	vm->capturing = true;
+	vm->limits = PF_NO_LIMITS;
+	pf_giver_join(vm);
 	group->vms->pdata[vm->slot] = vm;
 	group->n_vms++;
 	fusion->n_unknown++;
@@ -121,17 +146,18 @@ PfFusionVm *pf_fusion_add_vm(PfFusion *fusion, const char *group_name, void *use
 	return vm;
 }
 
+static void withdraw_module(PfFusionVm *vm, uint32_t module_id)
+{
+	pf_fusion_withdrawn(vm, module_id, &(PfFileRange){0, PF_SESSION_MAX_MODULE_PAGES}, 1);
+}
+
 static void forget_hints(PfFusionVm *vm)
 {
-	g_autoptr(GArray) pages = pf_vm_pages(vm);
-
-	for (guint i = 0; i < pages->len; i++) {
-		uint32_t page = g_array_index(pages, uint32_t, i);
-
-		if (pf_page(vm->group, page)->holder != 0)
-			pf_page_unhint(vm, page);
-	}
-	g_array_set_size(vm->modules, 0);
+	for (guint i = 0; i < vm->modules->len; i++)
+		withdraw_module(vm, i);
+	vm->group->fusion->memory_bytes -= pf_module_table_bytes(vm->modules->len);
+	g_array_unref(vm->modules);
+	vm->modules = g_array_new(FALSE, TRUE, sizeof(PfModule));
 }
 
 void pf_fusion_remove_vm(PfFusionVm *vm)
@@ -141,12 +167,14 @@ void pf_fusion_remove_vm(PfFusionVm *vm)
 	forget_hints(vm);
 	pf_vm_void_orders(vm);
 	pf_vm_forget_mappings(vm);
+	pf_fusion_set_capturing(vm, true);
+	pf_giver_leave(vm);
 	/* What is left are memories of revokes. */
 	for (uint32_t i = 0; i < vm->pages.capacity; i++) {
 		if (vm->pages.slots[i] != 0)
 			pf_pool_give(&group->pages, vm->pages.slots[i]);
 	}
-	pf_index_clear(&vm->pages);
+	pf_group_index_clear(group, &vm->pages);
 	g_array_unref(vm->modules);
 	g_ptr_array_unref(vm->orders);
 	g_ptr_array_remove_fast(group->fusion->vms, vm);
@@ -203,30 +231,42 @@ void pf_fusion_adopt_store(PfFusionVm *vm, uint64_t first_own)
 	/* What could not be published so far had one of the earlier service's numbers, maybe. */
 	next = MAX(first_own, group->layout.next);
 	pf_layout_deinit(&group->layout);
-	pf_layout_init(&group->layout, next, LAYOUT_LIMIT);
+	pf_layout_init(&group->layout, next, LAYOUT_LIMIT, pf_giver_charge_range, group);
 }
 
-void pf_fusion_set_complete(PfFusion *fusion, bool complete)
+void pf_fusion_set_complete(PfFusion *fusion, const char *group, bool complete)
 {
-	fusion->complete = complete;
+	PfFusionGroup *found = g_hash_table_lookup(fusion->groups, group);
+
+	if (found)
+		found->complete = complete;
+}
+
+bool pf_fusion_is_complete(const PfFusion *fusion, const char *group)
+{
+	const PfFusionGroup *found = g_hash_table_lookup(fusion->groups, group);
+
+	return found && found->complete;
+}
+
+bool pf_fusion_vm_is_known(const PfFusionVm *vm)
+{
+	return vm->known;
 }
 
 bool pf_fusion_knows_all(const PfFusion *fusion)
 {
-	return fusion->complete && fusion->n_unknown == 0;
-}
-
-void pf_fusion_session_started(PfFusionVm *vm)
-{
-	forget_hints(vm);
+	return fusion->n_unknown == 0;
 }
 
 static uint64_t module_identity(const PfFusionGroup *group, const PfModuleInfo *info)
 {
-	/* Two seeds, so that no name can pass for a build-id. */
+	PfHashKey other = {{~group->key.words[0], group->key.words[1]}};
+
+	/* Two keys, so that no name can pass for a build-id. */
 	if (info->build_id)
-		return pf_hash_bytes(group->seed, info->build_id, info->build_id_size);
-	return pf_hash_bytes(~group->seed, info->name, strlen(info->name));
+		return pf_hash_bytes(&group->key, info->build_id, info->build_id_size);
+	return pf_hash_bytes(&other, info->name, strlen(info->name));
 }
 
 static int compare_to_range(const void *key, const void *element)
@@ -289,14 +329,30 @@ void pf_fusion_withdrawn(
 		pf_page_unhint(vm, g_array_index(pages, uint32_t, i));
 }
 
+void pf_fusion_session_started(PfFusionVm *vm)
+{
+	forget_hints(vm);
+}
+
+static void lengthen_module_table(PfFusionVm *vm, uint32_t n_modules)
+{
+	uint64_t before = pf_module_table_bytes(vm->modules->len);
+
+	g_array_set_size(vm->modules, n_modules);
+	vm->group->fusion->memory_bytes += pf_module_table_bytes(n_modules) - before;
+}
+
 void pf_fusion_module(PfFusionVm *vm, uint32_t module_id, const PfModuleInfo *info)
 {
 	PfModule *module;
 
 	assert(module_id < PF_SESSION_MAX_MODULES);
-	pf_fusion_withdrawn(vm, module_id, &(PfFileRange){0, PF_SESSION_MAX_MODULE_PAGES}, 1);
+	/* Its hints will be of no declared module then. */
+	if (!pf_vm_takes_module(vm, module_id))
+		return;
+	withdraw_module(vm, module_id);
 	if (module_id >= vm->modules->len)
-		g_array_set_size(vm->modules, module_id + 1);
+		lengthen_module_table(vm, module_id + 1);
 	module = &g_array_index(vm->modules, PfModule, module_id);
 	module->identity = module_identity(vm->group, info);
 	module->n_pages = (uint32_t)info->n_pages;
@@ -308,23 +364,27 @@ static void hint_page(PfFusionVm *vm, uint32_t module_id, uint32_t file_page, ui
 	PfFusionGroup *group = vm->group;
 	uint32_t before = pf_page_by_file(vm, pf_vm_module(vm, module_id), file_page);
 	uint32_t page;
-	PfPage *p;
 
 	if (before != 0 && pf_page(group, before)->gfn != gfn) {
 		pf_page_unhint(vm, before);
 		before = 0;
 	}
-	page = pf_page_get(vm, gfn);
-	p = pf_page(group, page);
-	if (before != 0 && pf_holder(group, p->holder)->entry == pf_entry_find(group, digest))
+	page = pf_page_find(vm, gfn);
+	if (before != 0 && pf_page_hinted_entry(group, page) == pf_entry_find(group, digest))
 		return;
-	if (p->holder != 0) {
+	/* What was said of it before is void in any case. */
+	if (page != 0 && pf_page(group, page)->holder != 0) {
 		pf_page_unhint(vm, page);
-		page = pf_page_get(vm, gfn);
-		p = pf_page(group, page);
+		page = pf_page_find(vm, gfn);
 	}
+	if (!pf_vm_takes_hint(vm, page)) {
+		vm->stats.over_quota++;
+		return;
+	}
+	if (page == 0)
+		page = pf_page_add(vm, gfn);
 	pf_page_hint(vm, page, module_id, file_page, digest);
-	if (p->state == PF_HINT_NONE)
+	if (pf_page(group, page)->state == PF_HINT_NONE)
 		pf_page_settle_new(vm, page);
 }
 
@@ -334,8 +394,11 @@ void pf_fusion_hints(PfFusionVm *vm, uint32_t module_id, uint64_t file_page, PfG
 	const PfModule *module = pf_vm_module(vm, module_id);
 
 	pf_fusion_set_now(vm->group->fusion, now_us);
-	if (!module)
+	/* The session knows declared modules: it was not taken. */
+	if (!module) {
+		vm->stats.over_quota += n_pages;
 		return;
+	}
 	for (uint32_t i = 0; i < n_pages; i++) {
 		if (file_page + i >= module->n_pages || (gfn.v + i) >> PF_GFN_BITS)
 			break;
@@ -360,9 +423,15 @@ int64_t pf_fusion_next_tick_us(const PfFusion *fusion)
 	gpointer group;
 	uint32_t when, first = UINT32_MAX;
 
+	if (fusion->room)
+		return fusion->epoch_us + fusion->now_us;
 	g_hash_table_iter_init(&iter, fusion->groups);
 	while (g_hash_table_iter_next(&iter, NULL, &group)) {
 		if (pf_group_next_tick(group, &when))
+			first = MIN(first, when);
+	}
+	for (guint i = 0; fusion->n_not_capturing > 0 && i < fusion->vms->len; i++) {
+		if (pf_vm_next_capture(fusion->vms->pdata[i], &when))
 			first = MIN(first, when);
 	}
 	return first == UINT32_MAX ? -1 : fusion->epoch_us + (int64_t)first * PF_FUSION_TICK_US;
@@ -374,14 +443,10 @@ void pf_fusion_tick(PfFusion *fusion, int64_t now_us)
 	gpointer group;
 
 	pf_fusion_set_now(fusion, now_us);
+	fusion->room = false;
 	g_hash_table_iter_init(&iter, fusion->groups);
 	while (g_hash_table_iter_next(&iter, NULL, &group))
 		pf_group_tick(group);
-}
-
-void pf_fusion_vm_stats(const PfFusionVm *vm, PfFusionVmStats *stats)
-{
-	*stats = vm->stats;
 }
 
 void pf_fusion_stats(const PfFusion *fusion, PfFusionStats *stats)

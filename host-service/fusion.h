@@ -7,6 +7,9 @@
  *
  * Every index is keyed by trust group: a digest hinted in one group is unknown in every other.
  *
+ * What one VM makes us hold is charged to it (pf_fusion_set_policy()): hints beyond that are not taken, and no other
+ * VM's hints ever suffer for it.
+ *
  * The life of a hinted page:  WAITING (until `admission` VMs of the group hint its digest)
  *   -> CAPTURING (one page of those that hold the digest is copied to become the frame)
  *   -> READY (a frame with its digest is in the store)  -> ORDERED  -> FUSED
@@ -26,6 +29,7 @@
  * the shim is away or lists, the VM gets no orders.
  */
 #include "common/page.h"
+#include "host-service/policy.h"
 #include "host-service/session.h"
 #include "host-service/thp.h"
 #include "proto/shim_protocol.h"
@@ -73,8 +77,9 @@ void pf_fusion_shim_empty(PfFusionVm *vm);
  * The shim's list of what it maps, page by page: what was FUSED or ORDERED and is not on the list is no longer, at
  * _list_end(). digest_of() reads and hashes a frame that is not known here (of an earlier service); false: there is no
  * such frame. pf_fusion_listed() returns 0, or 1 when the page has to be released by the caller: there is no such
- * frame, or its bytes have another frame here already, or its number was never given out. It has to be released before
- * _list_end(), after which its frame counts as unused. A page that is listed twice is what it is listed as last.
+ * frame, or its bytes have another frame here already, or its number was never given out, or the VM has no memory left
+ * for a record of the page. It has to be released before _list_end(), after which its frame counts as unused. A page
+ * that is listed twice is what it is listed as last.
  * _list_begin() voids the VM's orders as pf_fusion_shim_away() does: it comes after the answers to all orders that the
  * shim has carried out.
  */
@@ -86,18 +91,26 @@ void pf_fusion_list_end(PfFusionVm *vm, int64_t now_us);
 
 /*
  * The VM's group goes on with the store of an earlier service, which has used the frame numbers below first_own. To be
- * called before the group has a frame of its own. These frames are freed only while pf_fusion_knows_all().
+ * called before the group has a frame of its own. These frames are freed only while the group is complete.
  * Said again, for another VM or one whose shim came back, it changes nothing.
  */
 void pf_fusion_adopt_store(PfFusionVm *vm, uint64_t first_own);
 
 /*
- * Whether every process that may map a frame of an earlier service is a VM here; false at start. A VM may have been of
- * another group for that service, so this is asked for all groups together.
+ * Whether what every process maps that may map a frame of an earlier service in this group's store is known: each is a
+ * VM here, of this group or of another one by now, and pf_fusion_vm_is_known(). False at start, and where there is no
+ * such group.
  */
-void pf_fusion_set_complete(PfFusion *fusion, bool complete);
+void pf_fusion_set_complete(PfFusion *fusion, const char *group, bool complete);
+bool pf_fusion_is_complete(const PfFusion *fusion, const char *group);
 
-/* Whether that is so, and what every VM maps is known: only then frames of earlier services can go. */
+/*
+ * Whether the VM's shim was heard of once: it maps nothing but what is FUSED or ORDERED here, and so no frame of another
+ * group. That stays so.
+ */
+bool pf_fusion_vm_is_known(const PfFusionVm *vm);
+
+/* Whether that holds for all VMs. */
 bool pf_fusion_knows_all(const PfFusion *fusion);
 
 /*
@@ -106,6 +119,31 @@ bool pf_fusion_knows_all(const PfFusion *fusion);
  */
 bool pf_fusion_free_unused(PfFusion *fusion, uint32_t max_frames,
 	void (*freed)(void *userdata, const char *group, PfFrame frame), void *userdata);
+
+/*
+ * What the VM's group asks for a capture, and what this VM may make us hold: candidates, frames made of its pages that
+ * still exist, and memory for its records, in parts of its memory_pages. Before the first call: an admission of 2, and
+ * no quotas. May be called again. All VMs of a group have one admission: what was said last, for any of them, holds
+ * at once. A quota that shrinks takes nothing away; it lets nothing in until there is room.
+ *
+ * A hint beyond the quota of candidates or of memory is not taken, and counted as over_quota. Beyond the quota of frames
+ * the VM is not asked for captures; another that holds the digest may be. A frame stays with the VM that gave it,
+ * whoever maps it, and when that VM leaves, with nobody. There may be orders afterwards that there were not before.
+ */
+void pf_fusion_set_policy(PfFusionVm *vm, const PfPolicy *policy, uint64_t memory_pages);
+
+/*
+ * Memory for all records of all VMs, in bytes; 0, as at the start: no limit. When it is used up, hints are not taken of
+ * VMs whose records need more than their equal share of it; they are counted as over_quota.
+ */
+void pf_fusion_set_memory_limit(PfFusion *fusion, uint64_t bytes);
+
+/*
+ * Whether the VM's shim can be counted on for captures; true at start. If not, it is asked only for what others have had
+ * PF_FUSION_PATIENCE_US of time to give, and have not given.
+ */
+#define PF_FUSION_PATIENCE_US INT64_C(10000000)
+void pf_fusion_set_capturing(PfFusionVm *vm, bool allowed);
 
 /* When this VM's huge pages may be broken; PF_THP_ALL at start. Not PF_THP_DEFAULT. */
 void pf_fusion_set_thp(PfFusionVm *vm, PfThp thp);
@@ -183,6 +221,14 @@ int pf_fusion_lost(PfFusionVm *vm, PfGfn gfn, PfFrame frame, uint32_t n_pages, P
 int64_t pf_fusion_next_tick_us(const PfFusion *fusion);
 void pf_fusion_tick(PfFusion *fusion, int64_t now_us);
 
+/* Which quota holds a VM back now. */
+typedef enum PfFusionQuota {
+	PF_QUOTA_NONE,
+	PF_QUOTA_CANDIDATES, /* hints are not taken */
+	PF_QUOTA_FRAMES,     /* pages are not captured that could be */
+	PF_QUOTA_INDEX, /* hints are not taken: its own records, or all together, need too much memory */
+} PfFusionQuota;
+
 /* Numbers, all in pages unless the name says otherwise (definitions: man pagefusion-metrics). */
 typedef struct PfFusionVmStats {
 	uint64_t hinted;  /* pages with a standing hint */
@@ -192,6 +238,8 @@ typedef struct PfFusionVmStats {
 	uint64_t revoked; /* so far */
 	uint64_t refused[PF_SHIM_N_RESULTS]; /* results of FUSE that were not DONE, so far */
 	uint64_t capture_mismatches;         /* copies that had not the hinted digest, so far */
+	uint64_t over_quota;                 /* hints that were not taken, so far */
+	PfFusionQuota quota;
 } PfFusionVmStats;
 void pf_fusion_vm_stats(const PfFusionVm *vm, PfFusionVmStats *stats);
 

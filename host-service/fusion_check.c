@@ -21,7 +21,7 @@
 
 /* What is counted anew over all groups. */
 typedef struct Totals {
-	uint64_t shared, frames, candidates, n_vms, n_unknown;
+	uint64_t shared, frames, candidates, n_vms, n_unknown, n_not_capturing, memory_bytes;
 } Totals;
 
 /* What is counted anew over the pages of a VM. */
@@ -103,15 +103,20 @@ static bool starts_run(const PfFusionVm *vm, const PfPage *p)
 typedef struct GroupTotals {
 	GHashTable *
 		ordered; /* entry -> pages that are ORDERED to be fused to it, or in an order to capture it */
+	GHashTable *given;  /* giver -> frames */
+	GHashTable *ranges; /* giver -> bytes */
 	uint64_t delayed, n_pages, n_vms;
 } GroupTotals;
 
-static void count_ordered(GroupTotals *totals, uint32_t entry)
+static uint32_t counted(GHashTable *table, uint32_t number)
 {
-	gpointer key = GUINT_TO_POINTER(entry);
-	guint n = GPOINTER_TO_UINT(g_hash_table_lookup(totals->ordered, key));
+	return GPOINTER_TO_UINT(g_hash_table_lookup(table, GUINT_TO_POINTER(number)));
+}
 
-	g_hash_table_insert(totals->ordered, key, GUINT_TO_POINTER(n + 1));
+static void count(GHashTable *table, uint32_t number)
+{
+	g_hash_table_insert(
+		table, GUINT_TO_POINTER(number), GUINT_TO_POINTER(counted(table, number) + 1));
 }
 
 static void count_page(const PfFusionVm *vm, const PfPage *p, GHashTable *maps, VmTotals *t)
@@ -123,13 +128,10 @@ static void count_page(const PfFusionVm *vm, const PfPage *p, GHashTable *maps, 
 	t->queued_candidates += p->state == PF_HINT_CANDIDATE;
 	t->queued_fusible += p->state == PF_HINT_READY;
 	if (p->state == PF_HINT_FUSED) {
-		gpointer holder = GUINT_TO_POINTER(pf_holder_find(vm, p->target));
-		guint n = GPOINTER_TO_UINT(g_hash_table_lookup(maps, holder));
-
 		t->fused++;
 		t->runs += starts_run(vm, p);
 		t->shared += pf_entry(vm->group, p->target)->n_map_vms >= 2;
-		g_hash_table_insert(maps, holder, GUINT_TO_POINTER(n + 1));
+		count(maps, pf_holder_find(vm, p->target));
 	}
 }
 
@@ -173,7 +175,7 @@ static const char *check_orders(const PfFusionVm *vm, const VmTotals *t, GroupTo
 			in_orders++;
 			capturing += capture;
 			if (capture)
-				count_ordered(totals, ordered->entry);
+				count(totals->ordered, ordered->entry);
 		}
 	}
 	CHECK(capturing == t->capturing, "a page is taken as captured and in no order");
@@ -184,27 +186,28 @@ static const char *check_orders(const PfFusionVm *vm, const VmTotals *t, GroupTo
 	return NULL;
 }
 
-/* CANDIDATE, if any, then IDLE, then the others; and as many as the holder says. */
+/* CANDIDATE, if any, then IDLE or READY, then the others; and as many as the holder says. */
 static const char *check_ring(const PfFusionGroup *group, uint32_t holder)
 {
 	const PfHolder *h = pf_holder(group, holder);
 	bool wanted = pf_entry(group, h->entry)->state == PF_ENTRY_WANTED;
-	bool idle_over = false;
+	bool others = false;
 	uint32_t page = h->pages;
 
 	CHECK((h->pages != 0) == (h->n_hints > 0), "a holder's number of hints is wrong");
 	for (uint32_t i = 0; i < h->n_hints; i++) {
 		const PfPage *p = pf_page(group, page);
+		bool available = p->state == PF_HINT_IDLE || p->state == PF_HINT_READY;
 		bool first = i == 0;
 
 		CHECK(p->holder == holder, "a holder has the hint of another");
 		CHECK(p->state != PF_HINT_CANDIDATE || first,
 			"a holder offers a page not its first");
-		CHECK(p->state != PF_HINT_IDLE || !idle_over,
-			"an idle page is hidden behind others");
+		CHECK(!available || !others,
+			"a page that is idle or ready is hidden behind others");
 		CHECK(p->state != PF_HINT_IDLE || !first || !wanted,
 			"a wanted page is not offered");
-		idle_over |= p->state != PF_HINT_IDLE && p->state != PF_HINT_CANDIDATE;
+		others |= !available && p->state != PF_HINT_CANDIDATE;
 		page = p->hint_next;
 	}
 	CHECK(page == h->pages, "a holder has more hints than it counts");
@@ -226,9 +229,7 @@ static const char *check_holders(const PfFusionVm *vm, GHashTable *maps, uint64_
 			"a holder is not found, or there twice");
 		CHECK(h->vm == vm->slot, "a holder is of another VM");
 		CHECK(h->n_hints > 0 || h->n_maps > 0, "a holder holds nothing");
-		CHECK(h->n_maps == GPOINTER_TO_UINT(
-					   g_hash_table_lookup(maps, GUINT_TO_POINTER(holder))),
-			"a holder's number of mappings is wrong");
+		CHECK(h->n_maps == counted(maps, holder), "a holder's number of mappings is wrong");
 		CHECK_ALL(check_ring(vm->group, holder));
 		n_hints += h->n_hints;
 		n_holders++;
@@ -241,11 +242,14 @@ static const char *check_holders(const PfFusionVm *vm, GHashTable *maps, uint64_
 
 static const char *check_module_counts(const PfFusionVm *vm)
 {
-	uint64_t n = 0;
+	uint64_t n = 0, slots = 0;
 
-	for (guint i = 0; i < vm->modules->len; i++)
+	for (guint i = 0; i < vm->modules->len; i++) {
 		n += g_array_index(vm->modules, PfModule, i).pages.count;
+		slots += g_array_index(vm->modules, PfModule, i).pages.capacity;
+	}
 	CHECK(n == vm->stats.hinted, "a module has a page that is not hinted");
+	CHECK(slots == vm->module_slots, "the slots of a VM's modules are miscounted");
 	return NULL;
 }
 
@@ -268,13 +272,15 @@ static const char *check_vm(const PfFusionVm *vm, Totals *totals, GroupTotals *o
 		count_page(vm, p, maps, &t);
 		of_group->delayed += p->state == PF_HINT_DELAYED;
 		if (p->state == PF_HINT_ORDERED)
-			count_ordered(of_group, p->target);
+			count(of_group->ordered, p->target);
 	}
 	CHECK(stats->hinted == t.hinted, "a VM's hinted pages are miscounted");
 	CHECK(stats->fused == t.fused, "a VM's fused pages are miscounted");
 	CHECK(stats->shared == t.shared, "a VM's shared pages are miscounted");
 	CHECK(stats->runs == t.runs, "a VM's runs are miscounted");
 	CHECK_ALL(check_module_counts(vm));
+	CHECK(vm->n_candidates == t.candidates, "a VM's candidates are miscounted");
+	CHECK(vm->n_capturing == t.capturing, "a VM's captures are miscounted");
 	CHECK_ALL(check_queue(vm->group, &vm->candidates, PF_HINT_CANDIDATE, t.queued_candidates));
 	CHECK_ALL(check_queue(vm->group, &vm->fusible, PF_HINT_READY, t.queued_fusible));
 	CHECK_ALL(check_orders(vm, &t, of_group));
@@ -285,6 +291,10 @@ static const char *check_vm(const PfFusionVm *vm, Totals *totals, GroupTotals *o
 	totals->n_vms++;
 	of_group->n_pages += vm->pages.count;
 	totals->n_unknown += !vm->known;
+	totals->n_not_capturing += !vm->capturing;
+	totals->memory_bytes += pf_index_bytes(&vm->pages) + pf_index_bytes(&vm->holders) +
+				vm->module_slots * sizeof(uint32_t) +
+				pf_module_table_bytes(vm->modules->len);
 	of_group->n_vms++;
 	return NULL;
 }
@@ -318,19 +328,17 @@ static const char *check_frame(const PfFusionGroup *group, const PfEntry *e, uin
 	CHECK(e->frame != PF_NO_FRAME, "an entry has not the frame it should have");
 	CHECK(pf_frame_find(group, e->frame) == entry, "a frame is not found, or there twice");
 	CHECK(e->frame < group->layout.next, "a frame has a number that was never given out");
-	CHECK(e->queued || !pf_entry_is_unused(e), "an unused frame is on no list");
+	CHECK(e->queued || !pf_entry_is_unused(group, e), "an unused frame is on no list");
 	return NULL;
 }
 
 static const char *check_entry(const PfFusionGroup *group, uint32_t entry, GHashTable *ordered)
 {
 	const PfEntry *e = pf_entry(group, entry);
-	bool admitted = e->n_hint_vms >= PF_FUSION_ADMISSION;
+	bool admitted = e->n_hint_vms >= group->admission;
 	bool framed = e->state == PF_ENTRY_FRAMED;
 
-	CHECK(e->n_orders ==
-			GPOINTER_TO_UINT(g_hash_table_lookup(ordered, GUINT_TO_POINTER(entry))),
-		"an entry's ordered pages are miscounted");
+	CHECK(e->n_orders == counted(ordered, entry), "an entry's ordered pages are miscounted");
 	CHECK(e->state != PF_ENTRY_CAPTURING || e->n_orders == 1,
 		"an entry is not captured by one order");
 	CHECK(framed || e->state == PF_ENTRY_CAPTURING || e->n_orders == 0,
@@ -344,6 +352,65 @@ static const char *check_entry(const PfFusionGroup *group, uint32_t entry, GHash
 	CHECK(e->state != PF_ENTRY_WAITING || !admitted, "an entry waits though it is admitted");
 	CHECK(e->state != PF_ENTRY_WAITING || e->holders != 0,
 		"an entry is remembered for nothing");
+	return NULL;
+}
+
+static void count_range(void *userdata, uint32_t giver, int64_t bytes)
+{
+	GHashTable *ranges = userdata;
+
+	g_hash_table_insert(ranges, GUINT_TO_POINTER(giver),
+		GUINT_TO_POINTER(counted(ranges, giver) + (uint32_t)bytes));
+}
+
+static const char *check_giver(
+	const PfFusionGroup *group, const GroupTotals *totals, uint32_t number)
+{
+	const PfGiver *giver = pf_pool_at(&group->givers, number);
+
+	CHECK(giver->n_frames == counted(totals->given, number),
+		"the frames that a VM has given are miscounted");
+	CHECK(giver->range_bytes == counted(totals->ranges, number),
+		"the ranges that a VM has made are miscounted");
+	return NULL;
+}
+
+static void add_keys(GHashTable *set, GHashTable *table)
+{
+	GHashTableIter iter;
+	gpointer key;
+
+	g_hash_table_iter_init(&iter, table);
+	while (g_hash_table_iter_next(&iter, &key, NULL))
+		g_hash_table_add(set, key);
+}
+
+/* Those of VMs, and of such that have left and left something. */
+static const char *check_givers(const PfFusionGroup *group, const GroupTotals *totals)
+{
+	g_autoptr(GHashTable) givers = g_hash_table_new(NULL, NULL);
+	uint64_t range_bytes = 0;
+	GHashTableIter iter;
+	gpointer number;
+
+	for (guint i = 0; i < group->vms->len; i++) {
+		const PfFusionVm *vm = group->vms->pdata[i];
+		const PfGiver *giver = vm ? pf_pool_at(&group->givers, vm->giver) : NULL;
+
+		CHECK(!vm || giver->vm == i + 1, "a VM gives for another");
+		if (vm)
+			g_hash_table_add(givers, GUINT_TO_POINTER(vm->giver));
+	}
+	add_keys(givers, totals->given);
+	add_keys(givers, totals->ranges);
+	g_hash_table_iter_init(&iter, givers);
+	while (g_hash_table_iter_next(&iter, &number, NULL)) {
+		CHECK_ALL(check_giver(group, totals, GPOINTER_TO_UINT(number)));
+		range_bytes += counted(totals->ranges, GPOINTER_TO_UINT(number));
+	}
+	CHECK(g_hash_table_size(givers) == group->givers.n_items,
+		"a giver is left of which nothing is left");
+	CHECK(range_bytes == group->range_bytes, "the ranges of a group are miscounted");
 	return NULL;
 }
 
@@ -366,8 +433,7 @@ static const char *check_unused(const PfFusionGroup *group, const GArray *list, 
 	return NULL;
 }
 
-static const char *check_entries(
-	const PfFusionGroup *group, const GroupTotals *of_group, Totals *totals)
+static const char *check_entries(const PfFusionGroup *group, GroupTotals *of_group, Totals *totals)
 {
 	uint64_t n_holders = 0, n_entries = 0, n_frames = 0, n_queued = 0;
 
@@ -383,6 +449,8 @@ static const char *check_entries(
 		CHECK_ALL(check_entry(group, entry, of_group->ordered));
 		totals->shared += e->n_maps > 0 ? e->n_maps - 1 : 0;
 		n_frames += e->state == PF_ENTRY_FRAMED;
+		if (e->state == PF_ENTRY_FRAMED && e->giver != 0)
+			count(of_group->given, e->giver);
 		n_queued += e->queued;
 		n_entries++;
 	}
@@ -395,7 +463,8 @@ static const char *check_entries(
 	CHECK(n_queued == group->unused->len + group->unused_adopted->len,
 		"a frame is on no list of unused ones and taken for it");
 	totals->frames += n_frames;
-	return NULL;
+	pf_layout_foreach_range(&group->layout, count_range, of_group->ranges);
+	return check_givers(group, of_group);
 }
 
 static const char *check_delayed(const PfFusionGroup *group, uint64_t n)
@@ -422,10 +491,21 @@ static const char *check_delayed(const PfFusionGroup *group, uint64_t n)
 	return NULL;
 }
 
+static uint64_t pool_bytes(const PfPool *pool)
+{
+	uint64_t n = 0;
+
+	for (guint i = 0; i < pool->chunks->len; i++)
+		n += g_array_index(pool->chunks, PfChunk, i).items != NULL;
+	return n * PF_POOL_CHUNK_ITEMS * pool->item_size;
+}
+
 static const char *check_group(const PfFusionGroup *group, Totals *totals)
 {
 	g_autoptr(GHashTable) ordered = g_hash_table_new(NULL, NULL);
-	GroupTotals of_group = {.ordered = ordered};
+	g_autoptr(GHashTable) given = g_hash_table_new(NULL, NULL);
+	g_autoptr(GHashTable) ranges = g_hash_table_new(NULL, NULL);
+	GroupTotals of_group = {.ordered = ordered, .given = given, .ranges = ranges};
 
 	CHECK(group->n_vms > 0, "a group has no VM");
 	for (guint i = 0; i < group->vms->len; i++) {
@@ -439,6 +519,10 @@ static const char *check_group(const PfFusionGroup *group, Totals *totals)
 	CHECK(of_group.n_vms == group->n_vms, "a group's number of VMs is wrong");
 	CHECK(of_group.n_pages == group->pages.n_items, "a page belongs to no VM");
 	CHECK_ALL(check_delayed(group, of_group.delayed));
+	totals->memory_bytes += pf_index_bytes(&group->digests) + pf_index_bytes(&group->frames) +
+				pool_bytes(&group->pages) + pool_bytes(&group->holders) +
+				pool_bytes(&group->entries) + pool_bytes(&group->givers) +
+				group->range_bytes;
 	return check_entries(group, &of_group, totals);
 }
 
@@ -456,5 +540,8 @@ const char *pf_fusion_check(const PfFusion *fusion)
 	CHECK(fusion->stats.shared == totals.shared, "the shared pages are miscounted");
 	CHECK(fusion->stats.frames == totals.frames, "the frames are miscounted");
 	CHECK(fusion->stats.candidates == totals.candidates, "the candidates are miscounted");
+	CHECK(fusion->n_not_capturing == totals.n_not_capturing,
+		"the VMs that do not capture are miscounted");
+	CHECK(fusion->memory_bytes == totals.memory_bytes, "the memory is miscounted");
 	return NULL;
 }

@@ -13,7 +13,9 @@
  * that page is a CANDIDATE, in the queue of its VM. Whichever VM takes its page first makes the
  * entry CAPTURING, and the other holders take their offers back, so that two captures of one digest
  * never run at the same time. All this costs a step a VM, not a page: the ring of a holder's pages
- * has those that can be offered in front.
+ * has those that can be offered, or fused, in front. When a frame comes or goes, only pages whose state changes by that
+ * are looked at. How often an entry becomes WANTED or not any more, two VMs can say in turn: it has no more holders then
+ * than its admission asks for, 64 at most.
  *
  * An order names entries by number, and more than one thing can happen to an entry before the answer:
  * each page in an order is counted in its entry, which is neither released nor loses its frame meanwhile.
@@ -22,7 +24,7 @@
 
 static uint64_t digest_hash(const PfFusionGroup *group, const PfDigest *digest)
 {
-	return pf_hash_bytes(group->seed, digest->bytes, PF_DIGEST_SIZE);
+	return pf_hash_bytes(&group->key, digest->bytes, PF_DIGEST_SIZE);
 }
 
 static uint64_t entry_hash(const void *context, uint32_t entry)
@@ -52,7 +54,7 @@ uint32_t pf_entry_get(PfFusionGroup *group, const PfDigest *digest)
 	e = pf_entry(group, entry);
 	e->digest = *digest;
 	e->frame = PF_NO_FRAME;
-	pf_index_insert(&group->digests, entry, entry_hash, group);
+	pf_group_index_add(group, &group->digests, entry, entry_hash);
 	return entry;
 }
 
@@ -63,7 +65,7 @@ void pf_entry_release(PfFusionGroup *group, uint32_t entry)
 	if (e->holders != 0 || e->n_orders > 0 || e->state == PF_ENTRY_FRAMED)
 		return;
 	assert(e->state == PF_ENTRY_WAITING);
-	pf_index_remove(&group->digests, entry, entry_hash, group);
+	pf_group_index_remove(group, &group->digests, entry, entry_hash);
 	pf_pool_give(&group->entries, entry);
 }
 
@@ -102,7 +104,7 @@ uint32_t pf_holder_get(PfFusionVm *vm, uint32_t entry)
 	if (h->next != 0)
 		pf_holder(group, h->next)->prev = holder;
 	e->holders = holder;
-	pf_index_insert(&vm->holders, holder, holder_hash, group);
+	pf_group_index_add(group, &vm->holders, holder, holder_hash);
 	return holder;
 }
 
@@ -120,7 +122,7 @@ void pf_holder_release(PfFusionGroup *group, uint32_t holder)
 		pf_holder(group, h->prev)->next = h->next;
 	else
 		e->holders = h->next;
-	pf_index_remove(&pf_holder_vm(group, h)->holders, holder, holder_hash, group);
+	pf_group_index_remove(group, &pf_holder_vm(group, h)->holders, holder, holder_hash);
 	pf_pool_give(&group->holders, holder);
 	pf_entry_release(group, entry);
 }
@@ -165,11 +167,12 @@ static void each_holder(
 static void update_admission(PfFusionGroup *group, uint32_t entry)
 {
 	PfEntry *e = pf_entry(group, entry);
-	bool admitted = e->n_hint_vms >= PF_FUSION_ADMISSION;
+	bool admitted = e->n_hint_vms >= group->admission;
 
 	if (e->state == PF_ENTRY_WAITING && admitted) {
 		e->state = PF_ENTRY_WANTED;
-		e->admitted_us = group->fusion->now_us;
+		e->admitted_us = (uint64_t)group->fusion->now_us;
+		e->offered = pf_ticks_up(group->fusion->now_us);
 		each_holder(group, entry, offer);
 	} else if (e->state == PF_ENTRY_WANTED && !admitted) {
 		e->state = PF_ENTRY_WAITING;
@@ -241,14 +244,15 @@ void pf_holder_remove_page(PfFusionGroup *group, uint32_t page)
 	pf_holder_release(group, holder);
 }
 
-void pf_holder_page_idle(PfFusionGroup *group, uint32_t page)
+/* To the front of the ring, but behind a page that is offered. */
+static void page_available(PfFusionGroup *group, uint32_t page, PfHintState state)
 {
 	PfPage *p = pf_page(group, page);
 	PfHolder *h = pf_holder(group, p->holder);
 	uint32_t first;
 
 	ring_remove(group, h, page);
-	p->state = PF_HINT_IDLE;
+	p->state = state;
 	first = h->pages;
 	if (first == 0) {
 		ring_append(group, h, page);
@@ -258,7 +262,17 @@ void pf_holder_page_idle(PfFusionGroup *group, uint32_t page)
 		ring_insert_before(group, page, first);
 		h->pages = page;
 	}
-	offer(group, p->holder);
+}
+
+void pf_holder_page_idle(PfFusionGroup *group, uint32_t page)
+{
+	page_available(group, page, PF_HINT_IDLE);
+	offer(group, pf_page(group, page)->holder);
+}
+
+void pf_holder_page_ready(PfFusionGroup *group, uint32_t page)
+{
+	page_available(group, page, PF_HINT_READY);
 }
 
 void pf_holder_page_taken(PfFusionGroup *group, uint32_t page, PfHintState state)
@@ -289,7 +303,7 @@ void pf_entry_ordered(PfFusionGroup *group, uint32_t entry)
 void pf_entry_answered(PfFusionGroup *group, uint32_t entry)
 {
 	PfEntry *e = pf_entry(group, entry);
-	int64_t admitted_us = e->admitted_us;
+	uint64_t admitted_us = e->admitted_us;
 
 	e->n_orders--;
 	if (e->state == PF_ENTRY_CAPTURING) {
@@ -301,6 +315,7 @@ void pf_entry_answered(PfFusionGroup *group, uint32_t entry)
 	pf_entry_release(group, entry);
 }
 
+/* All pages that are IDLE: they are in front. */
 static void ready_pages(PfFusionGroup *group, uint32_t holder)
 {
 	PfHolder *h = pf_holder(group, holder);
@@ -309,15 +324,15 @@ static void ready_pages(PfFusionGroup *group, uint32_t holder)
 	for (uint32_t n = h->n_hints; n > 0; n--) {
 		PfPage *p = pf_page(group, page);
 
-		if (p->state == PF_HINT_IDLE) {
-			p->state = PF_HINT_READY;
-			pf_queue_push(group, &pf_holder_vm(group, h)->fusible, page);
-		}
+		if (p->state != PF_HINT_IDLE)
+			break;
+		p->state = PF_HINT_READY;
+		pf_queue_push(group, &pf_holder_vm(group, h)->fusible, page);
 		page = p->hint_next;
 	}
 }
 
-void pf_entry_framed(PfFusionGroup *group, uint32_t entry, uint32_t frame)
+void pf_entry_framed(PfFusionGroup *group, uint32_t entry, uint32_t frame, PfFusionVm *giver)
 {
 	PfEntry *e = pf_entry(group, entry);
 
@@ -326,24 +341,25 @@ void pf_entry_framed(PfFusionGroup *group, uint32_t entry, uint32_t frame)
 		each_holder(group, entry, retract);
 	e->state = PF_ENTRY_FRAMED;
 	e->frame = frame;
+	pf_giver_charge(group, entry, giver);
 	pf_frame_insert(group, entry);
 	each_holder(group, entry, ready_pages);
 }
 
-/* The ring is walked while its pages go to the front: the next one is looked up first. */
+/* All pages that are READY, likewise. */
 static void unready_pages(PfFusionGroup *group, uint32_t holder)
 {
 	PfHolder *h = pf_holder(group, holder);
 	uint32_t page = h->pages;
 
 	for (uint32_t n = h->n_hints; n > 0; n--) {
-		uint32_t next = pf_page(group, page)->hint_next;
+		PfPage *p = pf_page(group, page);
 
-		if (pf_page(group, page)->state == PF_HINT_READY) {
-			pf_queue_remove(group, &pf_holder_vm(group, h)->fusible, page);
-			pf_holder_page_idle(group, page);
-		}
-		page = next;
+		if (p->state != PF_HINT_READY)
+			break;
+		pf_queue_remove(group, &pf_holder_vm(group, h)->fusible, page);
+		p->state = PF_HINT_IDLE;
+		page = p->hint_next;
 	}
 }
 
@@ -351,9 +367,22 @@ void pf_entry_unframed(PfFusionGroup *group, uint32_t entry)
 {
 	PfEntry *e = pf_entry(group, entry);
 
-	assert(pf_entry_is_unused(e));
+	assert(pf_entry_is_unused(group, e));
+	pf_giver_discharge(group, entry);
 	e->state = PF_ENTRY_WAITING;
 	e->frame = PF_NO_FRAME;
 	each_holder(group, entry, unready_pages);
 	pf_entry_release(group, entry);
+}
+
+void pf_group_readmit(PfFusionGroup *group)
+{
+	const PfIndex *index = &group->digests;
+
+	for (uint32_t i = 0; i < index->capacity; i++) {
+		if (index->slots[i] == 0)
+			continue;
+		update_admission(group, index->slots[i]);
+		pf_frame_note_unused(group, index->slots[i]);
+	}
 }

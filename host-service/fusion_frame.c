@@ -7,16 +7,16 @@
  * frame.
  *
  * A frame is unused when no page is FUSED to it, no order names it, and fewer VMs hint its digest
- * than a capture takes. The moment the last of these comes true, its entry goes to a list; what
- * happens to it afterwards is not followed: whether it is unused still is asked when it is taken from
+ * than a capture takes (with an admission of 1: none). The moment the last of these comes true, its entry goes to
+ * a list; what happens to it afterwards is not followed: whether it is unused still is asked when it is taken from
  * there. An entry is on the list once at most. So the cost of freeing is a step for each time that a
  * frame became unused, and none for frames in use.
  *
  * Why nobody can read a frame after it was freed: what a shim maps is FUSED here while the shim is
  * connected, and was FUSED or ORDERED when its connection went; both stand until the shim has said
- * itself what it maps. A frame of an earlier service is more: a VM that was not heard of yet may map
- * it, so these have a list of their own, which is looked at only while every VM is known. A frame
- * of our own cannot be mapped by such a VM, since it had no order from us.
+ * itself what it maps. A frame of an earlier service is more: a process that was not heard of yet may
+ * map it, so these have a list of their own, which is looked at only while the group is complete. A
+ * frame of our own cannot be mapped by such a process, since it had no order from us.
  */
 #include "host-service/fusion_private.h"
 
@@ -40,7 +40,7 @@ uint32_t pf_frame_find(const PfFusionGroup *group, uint64_t frame)
 
 void pf_frame_insert(PfFusionGroup *group, uint32_t entry)
 {
-	pf_index_insert(&group->frames, entry, frame_hash, group);
+	pf_group_index_add(group, &group->frames, entry, frame_hash);
 	group->fusion->stats.frames++;
 }
 
@@ -48,7 +48,7 @@ void pf_frame_note_unused(PfFusionGroup *group, uint32_t entry)
 {
 	PfEntry *e = pf_entry(group, entry);
 
-	if (e->queued || !pf_entry_is_unused(e))
+	if (e->queued || !pf_entry_is_unused(group, e))
 		return;
 	e->queued = 1;
 	g_array_append_val(
@@ -61,7 +61,7 @@ static void forget_frame(PfFusionGroup *group, uint32_t entry)
 
 	if (frame >= group->first_own)
 		pf_layout_free(&group->layout, frame);
-	pf_index_remove(&group->frames, entry, frame_hash, group);
+	pf_group_index_remove(group, &group->frames, entry, frame_hash);
 	group->fusion->stats.frames--;
 	group->fusion->stats.freed++;
 	pf_entry_unframed(group, entry);
@@ -81,11 +81,11 @@ static bool free_listed(PfFusionGroup *group, GArray *list, Freeing *freeing)
 		uint32_t entry = g_array_index(list, uint32_t, list->len - 1);
 		PfEntry *e = pf_entry(group, entry);
 
-		if (freeing->left == 0 && pf_entry_is_unused(e))
+		if (freeing->left == 0 && pf_entry_is_unused(group, e))
 			return false;
 		g_array_set_size(list, list->len - 1);
 		e->queued = 0;
-		if (!pf_entry_is_unused(e))
+		if (!pf_entry_is_unused(group, e))
 			continue;
 		freeing->freed(freeing->userdata, group->name, (PfFrame){e->frame});
 		forget_frame(group, entry);
@@ -121,8 +121,7 @@ bool pf_fusion_free_unused(PfFusion *fusion, uint32_t max_frames,
 			continue;
 		if (!free_listed(group, group->unused, &freeing))
 			return false;
-		if (pf_fusion_knows_all(fusion) &&
-			!free_listed(group, group->unused_adopted, &freeing))
+		if (group->complete && !free_listed(group, group->unused_adopted, &freeing))
 			return false;
 	}
 	return true;
@@ -173,7 +172,7 @@ void pf_entry_map(PfFusionVm *vm, uint32_t page)
 	vm->stats.fused++;
 	vm->stats.runs = vm->stats.runs + 1 - run_neighbours(vm, p);
 	if (p->holder != 0)
-		group->fusion->stats.candidates--;
+		pf_vm_remove_candidate(vm);
 }
 
 void pf_entry_unmap(PfFusionVm *vm, uint32_t page)
@@ -200,7 +199,7 @@ void pf_entry_unmap(PfFusionVm *vm, uint32_t page)
 	vm->stats.fused--;
 	vm->stats.runs = vm->stats.runs - 1 + run_neighbours(vm, p);
 	if (p->holder != 0)
-		group->fusion->stats.candidates++;
+		pf_vm_add_candidate(vm);
 	pf_frame_note_unused(group, p->target);
 	pf_holder_release(group, holder);
 }

@@ -1,51 +1,122 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * A pool is a list of chunks that are never moved nor given back before its end; records that were
- * given back form a list through their first four bytes. So a link between records costs four bytes
- * instead of eight, and no record costs an allocation.
+ * A pool is a list of chunks that are never moved; records that were given back form a list, in each chunk, through
+ * their first four bytes. So a link between records costs four bytes instead of eight, and no record costs an
+ * allocation. A chunk without records gives its memory back, all but one of them, so that a record that comes and goes
+ * does not cost an allocation each time. What a VM leaves behind are chunks with records of others in them, and
+ * these are filled before there is a new one.
  *
  * An index is a table of item numbers with open addressing and linear probing, filled to 7/8 at
  * most: 4.6 to 9.1 bytes an item. It stores no keys: the hash of an item is computed from the item
  * again where it is needed, by a function of the caller. Removing moves the followers of the hole
  * up, so there are no tombstones and a table that has seen many removals is as fast as a new one.
  * It shrinks when it is nearly empty.
+ *
+ * Guests choose most of what is hashed. With hashes that they could foresee, or pairs that collide under every key,
+ * linear probing would go quadratic. Digests and names, which they choose byte by byte, go through SipHash (Aumasson
+ * and Bernstein, "SipHash: a fast short-input PRF", 2012), with one round a word and three at the end. Numbers of
+ * pages have 40 bits, and records and frames are numbered by ourselves; with those a multiplication does, at a third
+ * of the cost: no set of numbers that is spanned by some bits, or some differences, makes probing longer than a random
+ * one does (unit/fusion_index). Seeds and keys are drawn for each trust group, and hashes never leave the process.
  */
 #include "host-service/fusion_index.h"
 #include <assert.h>
 #include <string.h>
 
-#define CHUNK_ITEMS  (1u << PF_POOL_CHUNK_SHIFT)
 #define MIN_CAPACITY 4u
 
-void pf_pool_init(PfPool *pool, size_t item_size)
+static PfChunk *chunk_at(const PfPool *pool, uint32_t number)
+{
+	return &g_array_index(pool->chunks, PfChunk, number);
+}
+
+void pf_pool_init(PfPool *pool, size_t item_size, uint64_t *bytes)
 {
 	assert(item_size >= sizeof(uint32_t));
 	*pool = (PfPool){
-		.chunks = g_ptr_array_new_with_free_func(g_free),
+		.chunks = g_array_new(FALSE, TRUE, sizeof(PfChunk)),
 		.item_size = (uint32_t)item_size,
-		.used = 1,
+		.bytes = bytes,
 	};
-	g_ptr_array_add(pool->chunks, g_malloc(item_size * CHUNK_ITEMS));
+}
+
+static size_t chunk_bytes(const PfPool *pool)
+{
+	return (size_t)pool->item_size * PF_POOL_CHUNK_ITEMS;
+}
+
+static void give_chunk_back(PfPool *pool, PfChunk *chunk)
+{
+	if (chunk->items)
+		*pool->bytes -= chunk_bytes(pool);
+	g_clear_pointer(&chunk->items, g_free);
 }
 
 void pf_pool_deinit(PfPool *pool)
 {
-	g_ptr_array_unref(pool->chunks);
+	for (uint32_t i = 0; i < pool->chunks->len; i++)
+		give_chunk_back(pool, chunk_at(pool, i));
+	g_array_unref(pool->chunks);
 	*pool = (PfPool){0};
+}
+
+static void link_roomy(PfPool *pool, uint32_t number)
+{
+	PfChunk *chunk = chunk_at(pool, number);
+
+	chunk->prev = 0;
+	chunk->next = pool->roomy;
+	if (chunk->next != 0)
+		chunk_at(pool, chunk->next - 1)->prev = number + 1;
+	pool->roomy = number + 1;
+}
+
+static void unlink_roomy(PfPool *pool, const PfChunk *chunk)
+{
+	if (chunk->next != 0)
+		chunk_at(pool, chunk->next - 1)->prev = chunk->prev;
+	if (chunk->prev != 0)
+		chunk_at(pool, chunk->prev - 1)->next = chunk->next;
+	else
+		pool->roomy = chunk->next;
+}
+
+static void add_chunk(PfPool *pool)
+{
+	uint32_t number = pool->chunks->len;
+	PfChunk *chunk;
+
+	if (pool->vacant != 0) {
+		number = pool->vacant - 1;
+		pool->vacant = chunk_at(pool, number)->next;
+	} else {
+		g_array_set_size(pool->chunks, number + 1);
+	}
+	chunk = chunk_at(pool, number);
+	/* The first place of all would have number 0. */
+	*chunk = (PfChunk){.items = g_malloc(chunk_bytes(pool)), .n_begun = number == 0};
+	*pool->bytes += chunk_bytes(pool);
+	pool->n_empty++;
+	link_roomy(pool, number);
 }
 
 uint32_t pf_pool_take(PfPool *pool)
 {
-	uint32_t item = pool->free;
+	PfChunk *chunk;
+	uint32_t item;
 
-	if (item != 0) {
-		memcpy(&pool->free, pf_pool_at(pool, item), sizeof(pool->free));
-	} else {
-		item = pool->used++;
-		if (item >> PF_POOL_CHUNK_SHIFT == pool->chunks->len)
-			g_ptr_array_add(
-				pool->chunks, g_malloc((size_t)pool->item_size * CHUNK_ITEMS));
-	}
+	if (pool->roomy == 0)
+		add_chunk(pool);
+	chunk = chunk_at(pool, pool->roomy - 1);
+	item = chunk->free;
+	if (item != 0)
+		memcpy(&chunk->free, pf_pool_at(pool, item), sizeof(chunk->free));
+	else
+		item = ((pool->roomy - 1) << PF_POOL_CHUNK_SHIFT) + chunk->n_begun++;
+	if (chunk->n_items++ == 0)
+		pool->n_empty--;
+	if (chunk->free == 0 && chunk->n_begun == PF_POOL_CHUNK_ITEMS)
+		unlink_roomy(pool, chunk);
 	pool->n_items++;
 	memset(pf_pool_at(pool, item), 0, pool->item_size);
 	return item;
@@ -53,10 +124,24 @@ uint32_t pf_pool_take(PfPool *pool)
 
 void pf_pool_give(PfPool *pool, uint32_t item)
 {
-	assert(item != 0 && item < pool->used);
-	memcpy(pf_pool_at(pool, item), &pool->free, sizeof(pool->free));
-	pool->free = item;
+	uint32_t number = item >> PF_POOL_CHUNK_SHIFT;
+	PfChunk *chunk = chunk_at(pool, number);
+
+	assert(item % PF_POOL_CHUNK_ITEMS < chunk->n_begun && chunk->n_items > 0);
+	if (chunk->free == 0 && chunk->n_begun == PF_POOL_CHUNK_ITEMS)
+		link_roomy(pool, number);
+	memcpy(pf_pool_at(pool, item), &chunk->free, sizeof(chunk->free));
+	chunk->free = item;
 	pool->n_items--;
+	if (--chunk->n_items > 0)
+		return;
+	if (pool->n_empty++ == 0)
+		return;
+	pool->n_empty--;
+	unlink_roomy(pool, chunk);
+	give_chunk_back(pool, chunk);
+	chunk->next = pool->vacant;
+	pool->vacant = number + 1;
 }
 
 uint32_t pf_index_find(const PfIndex *index, uint64_t hash, PfIndexMatch match, const void *context,
@@ -138,19 +223,52 @@ void pf_index_clear(PfIndex *index)
 	*index = (PfIndex){0};
 }
 
-uint64_t pf_hash_bytes(uint64_t seed, const void *data, size_t size)
+static inline uint64_t rotate(uint64_t x, unsigned n)
+{
+	return x << n | x >> (64 - n);
+}
+
+static inline void sip_round(uint64_t v[4])
+{
+	v[0] += v[1];
+	v[2] += v[3];
+	v[1] = rotate(v[1], 13) ^ v[0];
+	v[3] = rotate(v[3], 16) ^ v[2];
+	v[0] = rotate(v[0], 32);
+	v[2] += v[1];
+	v[0] += v[3];
+	v[1] = rotate(v[1], 17) ^ v[2];
+	v[3] = rotate(v[3], 21) ^ v[0];
+	v[2] = rotate(v[2], 32);
+}
+
+static inline void sip_word(uint64_t v[4], uint64_t word)
+{
+	v[3] ^= word;
+	sip_round(v);
+	v[0] ^= word;
+}
+
+uint64_t pf_hash_bytes(const PfHashKey *key, const void *data, size_t size)
 {
 	const uint8_t *bytes = data;
-	uint64_t hash = pf_hash_u64(seed, size);
+	uint64_t v[4] = {
+		key->words[0] ^ 0x736f6d6570736575u,
+		key->words[1] ^ 0x646f72616e646f6du,
+		key->words[0] ^ 0x6c7967656e657261u,
+		key->words[1] ^ 0x7465646279746573u,
+	};
+	uint64_t word, last = (uint64_t)size << 56;
 
-	while (size > 0) {
-		uint64_t word = 0;
-		size_t n = MIN(size, sizeof(word));
-
-		memcpy(&word, bytes, n);
-		hash = pf_hash_u64(seed, hash ^ word);
-		bytes += n;
-		size -= n;
+	for (; size >= sizeof(word); size -= sizeof(word), bytes += sizeof(word)) {
+		memcpy(&word, bytes, sizeof(word));
+		sip_word(v, word);
 	}
-	return hash;
+	word = 0;
+	memcpy(&word, bytes, size);
+	sip_word(v, last | word);
+	v[2] ^= 0xff;
+	for (unsigned i = 0; i < 3; i++)
+		sip_round(v);
+	return v[0] ^ v[1] ^ v[2] ^ v[3];
 }

@@ -19,6 +19,9 @@
  * one after the other, or 4 GiB at a time. The lists of waiting ranges are by length, and at worst
  * each is as long as the ranges of that length that were in use at a time.
  *
+ * The memory of a range is charged to whoever gave the first frame in it, until its module loses it. Ranges that wait
+ * are nobody's; there are never more of them than were in use, and paid for, at a time.
+ *
  * Freeing finds the range of a number by bisection: bases ascend in the order in which ranges are made.
  */
 #include "host-service/fusion_layout.h"
@@ -37,14 +40,21 @@ typedef struct Range {
 	uint16_t n_blocks; /* of PF_LAYOUT_ALIGN numbers */
 	uint16_t n_used;   /* bits that are set */
 	uint16_t n_live;   /* of these, frames that were not freed */
+	uint32_t owner;    /* of a range that a module has */
 	uint64_t used[];   /* one bit a frame */
 } Range;
 static_assert(PF_LAYOUT_CHUNK_FRAMES <= UINT16_MAX, "Range.n_used");
+
+#define TABLES_BYTES 48 /* of a range, in `ranges` and `by_base`, and what the allocator takes */
+
+static_assert(sizeof(Range) + PF_LAYOUT_CHUNK_FRAMES / 8 + TABLES_BYTES <= PF_LAYOUT_RANGE_BYTES,
+	"what is charged for a range");
 
 static guint range_hash(gconstpointer data)
 {
 	const RangeKey *key = data;
 
+	/* The module is a keyed hash itself: guests do not know it. */
 	return (guint)pf_hash_u64(key->module, ((uint64_t)key->module_pages << 32) ^ key->chunk);
 }
 
@@ -55,7 +65,8 @@ static gboolean range_equal(gconstpointer a, gconstpointer b)
 	return x->module == y->module && x->module_pages == y->module_pages && x->chunk == y->chunk;
 }
 
-void pf_layout_init(PfLayout *layout, uint64_t first_frame, uint64_t limit_frames)
+void pf_layout_init(PfLayout *layout, uint64_t first_frame, uint64_t limit_frames,
+	PfLayoutCharge charge, void *userdata)
 {
 	uint64_t rounded_up =
 		(first_frame + PF_LAYOUT_ALIGN - 1) / PF_LAYOUT_ALIGN * PF_LAYOUT_ALIGN;
@@ -66,6 +77,8 @@ void pf_layout_init(PfLayout *layout, uint64_t first_frame, uint64_t limit_frame
 		.by_base = g_ptr_array_new_with_free_func(g_free),
 		.next = MIN(rounded_up, limit_frames),
 		.limit = limit_frames,
+		.charge = charge,
+		.userdata = userdata,
 	};
 	for (unsigned i = 0; i < PF_LAYOUT_BLOCKS; i++)
 		layout->idle[i] = g_ptr_array_new();
@@ -97,6 +110,29 @@ static RangeKey key_of(const PfLayoutPlace *place)
 		place->module, place->module_pages, place->file_page / PF_LAYOUT_CHUNK_FRAMES};
 }
 
+static size_t range_bytes(uint32_t n_blocks)
+{
+	return sizeof(Range) + n_blocks * (PF_LAYOUT_ALIGN / 8);
+}
+
+static int64_t charged_bytes(const Range *range)
+{
+	return (int64_t)(range_bytes(range->n_blocks) + TABLES_BYTES);
+}
+
+void pf_layout_foreach_range(const PfLayout *layout, PfLayoutCharge charge, void *userdata)
+{
+	GHashTableIter iter;
+	gpointer value;
+
+	g_hash_table_iter_init(&iter, layout->ranges);
+	while (g_hash_table_iter_next(&iter, NULL, &value)) {
+		const Range *range = value;
+
+		charge(userdata, range->owner, charged_bytes(range));
+	}
+}
+
 static Range *new_range(PfLayout *layout, uint32_t n_blocks)
 {
 	Range *range;
@@ -104,7 +140,7 @@ static Range *new_range(PfLayout *layout, uint32_t n_blocks)
 
 	if (!reserve(layout, n_blocks, &base))
 		return NULL;
-	range = g_malloc0(sizeof(*range) + n_blocks * (PF_LAYOUT_ALIGN / 8));
+	range = g_malloc0(range_bytes(n_blocks));
 	range->base = base;
 	range->n_blocks = (uint16_t)n_blocks;
 	g_ptr_array_add(layout->by_base, range);
@@ -129,7 +165,9 @@ static Range *get_range(PfLayout *layout, const PfLayoutPlace *place)
 	if (!range)
 		return NULL;
 	range->key = key;
+	range->owner = place->owner;
 	g_hash_table_insert(layout->ranges, &range->key, range);
+	layout->charge(layout->userdata, range->owner, charged_bytes(range));
 	return range;
 }
 
@@ -165,6 +203,7 @@ static Range *find_range(const PfLayout *layout, uint32_t frame)
 static void release_range(PfLayout *layout, Range *range)
 {
 	g_hash_table_remove(layout->ranges, &range->key);
+	layout->charge(layout->userdata, range->owner, -charged_bytes(range));
 	if (range->n_used < range->n_blocks * PF_LAYOUT_ALIGN / 8)
 		g_ptr_array_add(layout->idle[range->n_blocks - 1], range);
 	else

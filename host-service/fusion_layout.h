@@ -9,7 +9,12 @@
 #define PF_LAYOUT_ALIGN        512u                /* frames: ranges start at 2 MiB */
 #define PF_LAYOUT_CHUNK_FRAMES 4096u               /* a longer file has a range for each 16 MiB */
 
+#define PF_LAYOUT_RANGE_BYTES 700u /* of memory, for the longest range, at most */
+
 #define PF_LAYOUT_BLOCKS (PF_LAYOUT_CHUNK_FRAMES / PF_LAYOUT_ALIGN) /* of the longest range */
+
+/* A range is made for this owner (bytes > 0), or is its range no longer. */
+typedef void (*PfLayoutCharge)(void *userdata, uint32_t owner, int64_t bytes);
 
 typedef struct PfLayout {
 	GHashTable *ranges; /* of (module, part of the file) -> range */
@@ -19,6 +24,8 @@ typedef struct PfLayout {
 	uint64_t next;                     /* first number that belongs to no range */
 	uint64_t limit;                    /* numbers from here on are never used */
 	uint64_t spare_next, spare_end;    /* the range for what has no place of its own */
+	PfLayoutCharge charge;
+	void *userdata;
 } PfLayout;
 
 /* Where a page wants to be. */
@@ -26,11 +33,19 @@ typedef struct PfLayoutPlace {
 	uint64_t module; /* identity: the same for all that should share a range */
 	uint32_t module_pages;
 	uint32_t file_page; /* below module_pages */
+	uint32_t owner;     /* who pays for the range, if it is the first in it */
 } PfLayoutPlace;
 
-/* The first number is first_frame or the next multiple of PF_LAYOUT_ALIGN. limit_frames: PF_LAYOUT_FRAMES at most. */
-void pf_layout_init(PfLayout *layout, uint64_t first_frame, uint64_t limit_frames);
+/*
+ * The first number is first_frame or the next multiple of PF_LAYOUT_ALIGN. limit_frames: PF_LAYOUT_FRAMES at most.
+ * charge is called from the functions that take, untake and free, but not for what is left in the end.
+ */
+void pf_layout_init(PfLayout *layout, uint64_t first_frame, uint64_t limit_frames,
+	PfLayoutCharge charge, void *userdata);
 void pf_layout_deinit(PfLayout *layout);
+
+/* Calls charge() for each range that an owner pays for, as if it were made now. */
+void pf_layout_foreach_range(const PfLayout *layout, PfLayoutCharge charge, void *userdata);
 
 /* The frame's number; false: all numbers are used up. */
 bool pf_layout_take(PfLayout *layout, const PfLayoutPlace *place, uint32_t *frame);

@@ -13,6 +13,10 @@
  * of the range could be fused or are: they are looked up one by one, so an order ends before it names
  * too many ranges. A page that is left alone is tried again later; then its range may have more.
  *
+ * A VM that cannot be counted on for captures is left out by time: where somebody else holds the digest and answers,
+ * that one has given it long before. So nobody has to know who else could, and what nobody gives is asked of it
+ * in the end. Its candidates come in the order in which they were offered, so the first of them says when.
+ *
  * The record of an order names pages and entries by number. Neither can go away before the answer:
  * a page in an order keeps its record whatever the guest says meanwhile, and so does an entry that
  * is counted as ordered. An entry that is being captured may get its frame from another side first:
@@ -48,11 +52,46 @@ static bool may_capture(const PfFusionGroup *group)
 	return !group->short_of_memory && !group->full;
 }
 
+static bool gets_orders(const PfFusionVm *vm)
+{
+	return vm->ready && vm->shim == PF_VM_SHIM_HERE;
+}
+
+/* There is a page to capture, but for the time that others have. */
+static bool could_capture(const PfFusionVm *vm)
+{
+	return vm->candidates.head != 0 && may_capture(vm->group) && pf_vm_may_give(vm);
+}
+
+/* When others have had time enough to give the first page's bytes, in ticks. */
+static uint32_t patience_ends(const PfFusionVm *vm)
+{
+	uint32_t entry = pf_page_hinted_entry(vm->group, vm->candidates.head);
+
+	return pf_entry(vm->group, entry)->offered + pf_ticks_up(PF_FUSION_PATIENCE_US);
+}
+
+static uint32_t ticks_now(const PfFusionVm *vm)
+{
+	return (uint32_t)(vm->group->fusion->now_us / PF_FUSION_TICK_US);
+}
+
+static bool has_capture(const PfFusionVm *vm)
+{
+	return could_capture(vm) && (vm->capturing || patience_ends(vm) <= ticks_now(vm));
+}
+
+bool pf_vm_next_capture(const PfFusionVm *vm, uint32_t *when)
+{
+	if (vm->capturing || !gets_orders(vm) || !could_capture(vm))
+		return false;
+	*when = patience_ends(vm);
+	return *when > ticks_now(vm);
+}
+
 bool pf_vm_has_orders(const PfFusionVm *vm)
 {
-	if (!vm->ready || vm->shim != PF_VM_SHIM_HERE)
-		return false;
-	return vm->fusible.head != 0 || (vm->candidates.head != 0 && may_capture(vm->group));
+	return gets_orders(vm) && (vm->fusible.head != 0 || has_capture(vm));
 }
 
 static PfOrderRecord *start_order(PfFusionVm *vm, PfOrder *order, PfOrderType type)
@@ -90,6 +129,7 @@ static void capture_first(PfFusionVm *vm, PfOrder *order, PfOrderRecord *record)
 	pf_entry_capturing(group, entry);
 	pf_holder_page_taken(group, page, PF_HINT_CAPTURING);
 	add_to_record(record, page, entry);
+	vm->n_capturing++;
 	if (last && last->gfn.v + last->n_pages == p->gfn)
 		last->n_pages++;
 	else
@@ -101,7 +141,7 @@ static void capture_order(PfFusionVm *vm, PfOrder *order)
 {
 	PfOrderRecord *record = start_order(vm, order, PF_ORDER_CAPTURE);
 
-	while (vm->candidates.head != 0 && order->n_pages < PF_SHIM_MAX_CAPTURE)
+	while (order->n_pages < PF_SHIM_MAX_CAPTURE && has_capture(vm))
 		capture_first(vm, order, record);
 }
 
@@ -198,7 +238,7 @@ static bool fuse_run(PfFusionVm *vm, PfOrder *order, PfOrderRecord *record, Regi
 		uint32_t next = ends_run(vm, p->gfn) ? 0 : run_next(vm, page, 1);
 
 		pf_queue_remove(group, &vm->fusible, page);
-		p->state = PF_HINT_ORDERED;
+		pf_holder_page_taken(group, page, PF_HINT_ORDERED);
 		p->target = pf_page_hinted_entry(group, page);
 		pf_entry_ordered(group, p->target);
 		add_to_record(record, page, p->target);
@@ -226,7 +266,7 @@ bool pf_fusion_next_order(PfFusionVm *vm, PfOrder *order, int64_t now_us)
 	pf_fusion_set_now(vm->group->fusion, now_us);
 	if (!pf_vm_has_orders(vm))
 		return false;
-	if (vm->candidates.head != 0 && may_capture(vm->group))
+	if (has_capture(vm))
 		capture_order(vm, order);
 	else
 		fuse_order(vm, order);
@@ -314,7 +354,8 @@ static uint32_t any_hinted(const PfFusionGroup *group, uint32_t entry)
 	return pf_holder(group, holder)->pages;
 }
 
-static PfLayoutPlace place_for(const PfFusionGroup *group, uint32_t entry, uint32_t page)
+static PfLayoutPlace place_for(
+	const PfFusionGroup *group, uint32_t entry, uint32_t page, uint32_t giver)
 {
 	const PfPage *p;
 	const PfModule *module;
@@ -323,7 +364,7 @@ static PfLayoutPlace place_for(const PfFusionGroup *group, uint32_t entry, uint3
 		page = any_hinted(group, entry);
 	p = pf_page(group, page);
 	module = pf_vm_module(pf_holder_vm(group, pf_holder(group, p->holder)), p->module);
-	return (PfLayoutPlace){module->identity, module->n_pages, p->file_page};
+	return (PfLayoutPlace){module->identity, module->n_pages, p->file_page, giver};
 }
 
 static void note_shortage(PfFusionGroup *group)
@@ -336,16 +377,17 @@ static void note_shortage(PfFusionGroup *group)
 }
 
 /* Makes the page's copy the frame of its entry, if there is room for it. */
-static void make_frame(PfFusionGroup *group, const PfOrderedPage *ordered, uint32_t page_of_order,
+static void make_frame(PfFusionVm *vm, const PfOrderedPage *ordered, uint32_t page_of_order,
 	const PfCapture *capture)
 {
+	PfFusionGroup *group = vm->group;
 	PfLayoutPlace place;
 	uint32_t frame;
 
 	/* A page of the same order may have found out already that there is none. */
 	if (!may_capture(group))
 		return;
-	place = place_for(group, ordered->entry, ordered->page);
+	place = place_for(group, ordered->entry, ordered->page, vm->giver);
 	if (!pf_layout_take(&group->layout, &place, &frame)) {
 		group->full = true;
 		return;
@@ -356,7 +398,7 @@ static void make_frame(PfFusionGroup *group, const PfOrderedPage *ordered, uint3
 		return;
 	}
 	group->shortages = 0;
-	pf_entry_framed(group, ordered->entry, frame);
+	pf_entry_framed(group, ordered->entry, frame, vm);
 }
 
 static void page_captured(
@@ -366,15 +408,16 @@ static void page_captured(
 	const PfEntry *e = pf_entry(group, ordered->entry);
 	PfShimResult result = checked_result(capture->results[i]);
 
+	vm->n_capturing--;
 	if (result != PF_SHIM_DONE) {
 		settle_refused(vm, ordered->page, ordered->entry, result);
 	} else if (!pf_digest_equal(&capture->digests[i], &e->digest)) {
 		vm->stats.capture_mismatches++;
 		settle_differs(vm, ordered->page, ordered->entry);
 	} else {
-		/* A frame that only one VM still wants would save nothing. */
-		if (e->state == PF_ENTRY_CAPTURING && e->n_hint_vms >= PF_FUSION_ADMISSION)
-			make_frame(group, ordered, i, capture);
+		/* A frame that too few VMs still want would save nothing. */
+		if (e->state == PF_ENTRY_CAPTURING && e->n_hint_vms >= group->admission)
+			make_frame(vm, ordered, i, capture);
 		pf_page_settle(vm, ordered->page);
 	}
 	pf_entry_answered(group, ordered->entry);
@@ -403,7 +446,7 @@ static void page_fused(PfFusionVm *vm, const PfOrderedPage *ordered)
 	pf_page_fused(vm, ordered->page, ordered->entry);
 	if (pf_page_hinted_entry(group, ordered->page) == ordered->entry)
 		pf_latency_add(&fusion->latency,
-			fusion->now_us - MAX((int64_t)p->since,
+			fusion->now_us - (int64_t)MAX(p->since,
 						 pf_entry(group, ordered->entry)->admitted_us));
 }
 
@@ -436,6 +479,7 @@ static void void_capture(PfFusionVm *vm, const PfOrderRecord *record)
 	for (guint i = 0; i < record->pages->len; i++) {
 		const PfOrderedPage *ordered = &g_array_index(record->pages, PfOrderedPage, i);
 
+		vm->n_capturing--;
 		pf_page_settle(vm, ordered->page);
 		pf_entry_answered(vm->group, ordered->entry);
 	}

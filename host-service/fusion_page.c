@@ -77,16 +77,20 @@ uint32_t pf_page_find(const PfFusionVm *vm, uint64_t gfn)
 		&vm->pages, pf_hash_u64(vm->group->seed, gfn), gfn_match, vm->group, &gfn);
 }
 
+uint32_t pf_page_add(PfFusionVm *vm, uint64_t gfn)
+{
+	uint32_t page = pf_pool_take(&vm->group->pages);
+
+	pf_page(vm->group, page)->gfn = gfn;
+	pf_group_index_add(vm->group, &vm->pages, page, gfn_hash);
+	return page;
+}
+
 uint32_t pf_page_get(PfFusionVm *vm, uint64_t gfn)
 {
 	uint32_t page = pf_page_find(vm, gfn);
 
-	if (page != 0)
-		return page;
-	page = pf_pool_take(&vm->group->pages);
-	pf_page(vm->group, page)->gfn = gfn;
-	pf_index_insert(&vm->pages, page, gfn_hash, vm->group);
-	return page;
+	return page != 0 ? page : pf_page_add(vm, gfn);
 }
 
 static int64_t since_revoked_us(const PfFusionVm *vm, const PfPage *p)
@@ -115,7 +119,7 @@ static void forget_if_idle(PfFusionVm *vm, uint32_t page)
 		return;
 	if (remembers_revokes(vm, p))
 		return;
-	pf_index_remove(&vm->pages, page, gfn_hash, vm->group);
+	pf_group_index_remove(vm->group, &vm->pages, page, gfn_hash);
 	pf_pool_give(&vm->group->pages, page);
 }
 
@@ -194,6 +198,30 @@ void pf_queue_remove(PfFusionGroup *group, PfQueue *queue, uint32_t page)
 		queue->head = p->queue_next;
 }
 
+/* Of the module that the page is hinted in, which is declared as long as it has a hint. */
+static PfIndex *module_index(const PfFusionVm *vm, uint32_t page)
+{
+	return &g_array_index(vm->modules, PfModule, pf_page(vm->group, page)->module).pages;
+}
+
+static void add_to_module(PfFusionVm *vm, uint32_t page)
+{
+	PfIndex *index = module_index(vm, page);
+
+	vm->module_slots -= index->capacity;
+	pf_group_index_add(vm->group, index, page, file_page_hash);
+	vm->module_slots += index->capacity;
+}
+
+static void remove_from_module(PfFusionVm *vm, uint32_t page)
+{
+	PfIndex *index = module_index(vm, page);
+
+	vm->module_slots -= index->capacity;
+	pf_group_index_remove(vm->group, index, page, file_page_hash);
+	vm->module_slots += index->capacity;
+}
+
 void pf_page_hint(PfFusionVm *vm, uint32_t page, uint32_t module_id, uint32_t file_page,
 	const PfDigest *digest)
 {
@@ -205,10 +233,10 @@ void pf_page_hint(PfFusionVm *vm, uint32_t page, uint32_t module_id, uint32_t fi
 	p->since = (uint64_t)group->fusion->now_us;
 	p->tries = 0;
 	p->holder = pf_holder_get(vm, pf_entry_get(group, digest));
-	pf_index_insert(&pf_vm_module(vm, module_id)->pages, page, file_page_hash, group);
+	add_to_module(vm, page);
 	vm->stats.hinted++;
 	if (p->state != PF_HINT_FUSED)
-		group->fusion->stats.candidates++;
+		pf_vm_add_candidate(vm);
 	pf_holder_add_page(group, page);
 }
 
@@ -229,10 +257,10 @@ static void take_hint_away(PfFusionVm *vm, uint32_t page)
 	PfPage *p = pf_page(group, page);
 
 	leave_queue(vm, page);
-	pf_index_remove(&pf_vm_module(vm, p->module)->pages, page, file_page_hash, group);
+	remove_from_module(vm, page);
 	vm->stats.hinted--;
 	if (p->state != PF_HINT_FUSED)
-		group->fusion->stats.candidates--;
+		pf_vm_remove_candidate(vm);
 	pf_holder_remove_page(group, page);
 	if (p->state < PF_HINT_CAPTURING)
 		p->state = PF_HINT_NONE;
@@ -256,7 +284,7 @@ void pf_page_settle(PfFusionVm *vm, uint32_t page)
 		return;
 	}
 	if (pf_entry(group, pf_holder(group, p->holder)->entry)->state == PF_ENTRY_FRAMED) {
-		p->state = PF_HINT_READY;
+		pf_holder_page_ready(group, page);
 		pf_queue_push(group, &vm->fusible, page);
 		return;
 	}
@@ -367,7 +395,7 @@ void pf_page_fused(PfFusionVm *vm, uint32_t page, uint32_t entry)
 	PfPage *p = pf_page(vm->group, page);
 
 	leave_queue(vm, page);
-	if (p->state == PF_HINT_IDLE || p->state == PF_HINT_CANDIDATE)
+	if (p->state == PF_HINT_IDLE || p->state == PF_HINT_CANDIDATE || p->state == PF_HINT_READY)
 		pf_holder_page_taken(vm->group, page, PF_HINT_FUSED);
 	p->state = PF_HINT_FUSED;
 	p->target = entry;

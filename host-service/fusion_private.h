@@ -10,7 +10,7 @@
 #include "host-service/latency_histogram.h"
 #include <assert.h>
 
-#define PF_FUSION_ADMISSION 2u /* VMs that must hint a digest before it is worth a frame */
+#define PF_FUSION_ADMISSION 2u              /* of a group of which no policy was heard */
 #define PF_FUSION_TICK_US   INT64_C(100000) /* back-offs are kept in these units, rounded up */
 #define PF_FUSION_N_DELAYS  24u
 #define PF_NO_FRAME         UINT32_MAX
@@ -55,8 +55,9 @@ static_assert(PF_SESSION_MAX_MODULE_PAGES <= UINT32_MAX, "PfPage.file_page");
 /* What one VM has to do with one digest. */
 typedef struct PfHolder {
 	uint32_t entry;
-	uint32_t vm;    /* slot in group->vms */
-	uint32_t pages; /* ring of the pages with a hint: CANDIDATE first, then IDLE, then others */
+	uint32_t vm; /* slot in group->vms */
+	uint32_t
+		pages; /* ring of the pages with a hint: CANDIDATE first, then IDLE or READY, then others */
 	uint32_t n_hints;    /* pages in that ring */
 	uint32_t n_maps;     /* pages of the VM that are mapped to the frame, hinted or not */
 	uint32_t next, prev; /* holders of the entry */
@@ -73,7 +74,9 @@ typedef enum PfEntryState {
 /* One digest of a group. */
 typedef struct PfEntry {
 	PfDigest digest;
-	int64_t admitted_us;
+	uint64_t admitted_us : 48;
+	uint64_t state : 8;   /* PfEntryState */
+	uint64_t queued : 1;  /* FRAMED: it is in group->unused or group->unused_adopted */
 	uint32_t frame;       /* FRAMED only, else PF_NO_FRAME */
 	uint32_t holders;     /* list */
 	uint32_t n_hint_vms;  /* holders with a hint */
@@ -81,10 +84,19 @@ typedef struct PfEntry {
 	uint32_t map_vms_xor; /* exclusive or of their numbers: with one left, its number */
 	uint32_t n_maps;      /* mappings of all */
 	uint32_t n_orders;    /* pages that are CAPTURING for it or ORDERED to be fused to it */
-	uint32_t state : 8;   /* PfEntryState */
-	uint32_t queued : 1;  /* FRAMED: it is in group->unused or group->unused_adopted */
+	union {
+		uint32_t offered; /* WANTED: since when, in ticks */
+		uint32_t giver;   /* FRAMED: whom the frame is charged to; 0: nobody */
+	};
 } PfEntry;
 static_assert(sizeof(PfEntry) == 72, "there are millions of them");
+
+/* Who has given frames: a VM, or one that has left. */
+typedef struct PfGiver {
+	uint32_t n_frames;
+	uint32_t vm;          /* its slot in group->vms, plus one; 0: it has left */
+	uint64_t range_bytes; /* of the layout */
+} PfGiver;
 
 typedef struct PfQueue {
 	uint32_t head, tail; /* pages */
@@ -113,6 +125,14 @@ typedef enum PfVmShim {
 	PF_VM_SHIM_HERE,    /* what is FUSED here is what it maps */
 } PfVmShim;
 
+/* What is above them is not taken; UINT64_MAX: no limit. */
+typedef struct PfVmLimits {
+	uint64_t candidates; /* pages */
+	uint64_t frames;
+	uint64_t index_bytes;
+} PfVmLimits;
+#define PF_NO_LIMITS ((PfVmLimits){UINT64_MAX, UINT64_MAX, UINT64_MAX})
+
 struct PfFusionVm {
 	PfFusionGroup *group;
 	uint32_t slot; /* in group->vms */
@@ -127,22 +147,33 @@ struct PfFusionVm {
 	PfQueue candidates; /* to capture */
 	PfQueue fusible;
 	GPtrArray *orders; /* of PfOrderRecord, without an answer yet; owned */
-	PfFusionVmStats stats;
+	bool capturing;    /* pf_fusion_set_capturing() */
+	PfVmLimits limits;
+	uint32_t giver;
+	uint32_t n_capturing;  /* pages in orders to capture */
+	uint32_t n_given;      /* frames, so far */
+	uint64_t n_candidates; /* pages with a hint that are not FUSED */
+	uint64_t module_slots; /* of the indexes of its modules */
+	PfFusionVmStats stats; /* but for `quota` */
 };
 
 struct PfFusionGroup {
 	PfFusion *fusion;
 	char *name;
-	uint64_t seed;  /* of all hashes */
+	uint64_t seed;  /* of hashes of numbers */
+	PfHashKey key;  /* of those of digests and names */
 	GPtrArray *vms; /* by slot; NULL where one has left */
 	uint32_t n_vms;
-	PfPool pages, holders, entries;
+	uint32_t admission; /* VMs that must hint a digest before it is worth a frame */
+	PfPool pages, holders, entries, givers;
 	PfIndex digests;        /* entries */
 	PfIndex frames;         /* entries that have one, by frame */
 	uint64_t first_own;     /* frames below are of an earlier service; 0: there was none */
+	bool complete;          /* pf_fusion_set_complete() */
 	GArray *unused;         /* entries whose frame was unused once, each once; owned */
 	GArray *unused_adopted; /* likewise, of frames below first_own */
 	PfLayout layout;
+	uint64_t range_bytes;                /* of it, all that givers are charged with */
 	PfQueue delayed[PF_FUSION_N_DELAYS]; /* each in the order of `when` */
 	bool short_of_memory;                /* nothing is captured until short_until */
 	uint32_t short_until;                /* ticks */
@@ -157,11 +188,14 @@ struct PfFusion {
 			       counts from it */
 	int64_t now_us;     /* latest, since the epoch */
 	bool started;       /* epoch_us is set */
-	bool complete;      /* pf_fusion_set_complete() */
 	uint32_t n_unknown; /* VMs not known */
 	uint64_t last_order_id;
 	int64_t revoke_delay_us;
 	bool pressure;
+	uint32_t n_not_capturing; /* VMs */
+	bool room;                /* a VM may capture again */
+	uint64_t memory_bytes;    /* of all pools and indexes, and ranges of layouts */
+	uint64_t memory_limit;    /* 0: none */
 	PfFusionStats stats;
 	PfLatencyHistogram latency;
 };
@@ -195,10 +229,33 @@ static inline uint32_t pf_page_hinted_entry(const PfFusionGroup *group, uint32_t
 }
 
 /* Its frame can be freed: nobody maps it or is about to, and too few want it. */
-static inline bool pf_entry_is_unused(const PfEntry *e)
+static inline bool pf_entry_is_unused(const PfFusionGroup *group, const PfEntry *e)
 {
 	return e->state == PF_ENTRY_FRAMED && e->n_maps == 0 && e->n_orders == 0 &&
-	       e->n_hint_vms < PF_FUSION_ADMISSION;
+	       e->n_hint_vms < group->admission;
+}
+
+/* The indexes of a group and of its VMs change through these, which count their memory. */
+static inline void pf_group_index_add(
+	PfFusionGroup *group, PfIndex *index, uint32_t item, PfIndexHash hash)
+{
+	group->fusion->memory_bytes -= pf_index_bytes(index);
+	pf_index_insert(index, item, hash, group);
+	group->fusion->memory_bytes += pf_index_bytes(index);
+}
+
+static inline void pf_group_index_remove(
+	PfFusionGroup *group, PfIndex *index, uint32_t item, PfIndexHash hash)
+{
+	group->fusion->memory_bytes -= pf_index_bytes(index);
+	pf_index_remove(index, item, hash, group);
+	group->fusion->memory_bytes += pf_index_bytes(index);
+}
+
+static inline void pf_group_index_clear(PfFusionGroup *group, PfIndex *index)
+{
+	group->fusion->memory_bytes -= pf_index_bytes(index);
+	pf_index_clear(index);
 }
 
 /* fusion_entry.c: digests, who holds them, who could have them captured */
@@ -209,12 +266,16 @@ uint32_t pf_entry_find(const PfFusionGroup *group, const PfDigest *digest);
 uint32_t pf_holder_get(PfFusionVm *vm, uint32_t entry);
 uint32_t pf_holder_find(const PfFusionVm *vm, uint32_t entry);
 
-/* The page joins the ring of its holder, as none that could be captured; or leaves it. */
+/* The page joins the ring of its holder, as none that could be captured or fused; or leaves it. */
 void pf_holder_add_page(PfFusionGroup *group, uint32_t page);
 void pf_holder_remove_page(PfFusionGroup *group, uint32_t page);
 
-/* The page, which is in the ring, may be captured from now on; or is in a state where it may not. */
+/*
+ * The page, which is in the ring, may be captured from now on (IDLE); or fused, as its digest has a frame (READY; which
+ * queue it is in is the caller's business); or is in a state where neither may happen.
+ */
 void pf_holder_page_idle(PfFusionGroup *group, uint32_t page);
+void pf_holder_page_ready(PfFusionGroup *group, uint32_t page);
 void pf_holder_page_taken(PfFusionGroup *group, uint32_t page, PfHintState state);
 
 /* What its last mapping, order, hint or frame has gone from may be nothing to remember any more. */
@@ -228,9 +289,12 @@ void pf_entry_ordered(PfFusionGroup *group, uint32_t entry);
 /* The page is settled. If it was to be captured, and no frame has come of it, others may be. */
 void pf_entry_answered(PfFusionGroup *group, uint32_t entry);
 
-/* It has a frame now, by its capture or because an earlier service made it; or no longer. */
-void pf_entry_framed(PfFusionGroup *group, uint32_t entry, uint32_t frame);
+/* It has a frame now, given by this VM (NULL: an earlier service made it); or no longer. */
+void pf_entry_framed(PfFusionGroup *group, uint32_t entry, uint32_t frame, PfFusionVm *giver);
 void pf_entry_unframed(PfFusionGroup *group, uint32_t entry);
+
+/* All entries of the group, after its admission has changed. */
+void pf_group_readmit(PfFusionGroup *group);
 
 /* fusion_frame.c: frames, who maps them, and which can go */
 uint32_t pf_frame_find(const PfFusionGroup *group, uint64_t frame); /* entry, or 0 */
@@ -246,6 +310,7 @@ void pf_entry_unmap(PfFusionVm *vm, uint32_t page);
 
 /* fusion_page.c: pages, hints, queues */
 uint32_t pf_page_find(const PfFusionVm *vm, uint64_t gfn);
+uint32_t pf_page_add(PfFusionVm *vm, uint64_t gfn); /* there must be none */
 uint32_t pf_page_get(PfFusionVm *vm, uint64_t gfn);
 uint32_t pf_page_by_file(const PfFusionVm *vm, const PfModule *module, uint32_t file_page);
 PfModule *pf_vm_module(const PfFusionVm *vm, uint32_t module_id); /* NULL: not declared */
@@ -295,8 +360,42 @@ bool pf_group_next_tick(const PfFusionGroup *group, uint32_t *when);
 /* fusion.c: time since the epoch; never goes back. */
 int64_t pf_fusion_set_now(PfFusion *fusion, int64_t now_us);
 
+/* fusion_quota.c: what a VM may have here */
+
+/* A VM joins or leaves its group. */
+void pf_giver_join(PfFusionVm *vm);
+void pf_giver_leave(PfFusionVm *vm);
+
+/* The entry's frame was given by the VM (NULL: by nobody here); or goes. */
+void pf_giver_charge(PfFusionGroup *group, uint32_t entry, PfFusionVm *vm);
+void pf_giver_discharge(PfFusionGroup *group, uint32_t entry);
+
+/* A PfLayoutCharge: the owner is a giver. */
+void pf_giver_charge_range(void *group, uint32_t giver, int64_t bytes);
+
+/* One hinted page more, or less, that is not FUSED. */
+void pf_vm_add_candidate(PfFusionVm *vm);
+void pf_vm_remove_candidate(PfFusionVm *vm);
+
+/* Whether a hint may be taken, for this page (0: it has no record yet), which has none now. */
+bool pf_vm_takes_hint(const PfFusionVm *vm, uint32_t page);
+
+/* Likewise for a declaration of the module. */
+bool pf_vm_takes_module(const PfFusionVm *vm, uint32_t module_id);
+
+/* Whether its records may grow, by its own quota. */
+bool pf_vm_has_index_room(const PfFusionVm *vm);
+
+/* Whether one more of its pages may be captured. */
+bool pf_vm_may_give(const PfFusionVm *vm);
+uint64_t pf_vm_index_bytes(const PfFusionVm *vm);
+uint64_t pf_module_table_bytes(uint64_t n_modules);
+
 /* fusion_order.c */
 bool pf_vm_has_orders(const PfFusionVm *vm);
+
+/* When it will have a page to capture because others had time enough to; false: not for that reason. In ticks. */
+bool pf_vm_next_capture(const PfFusionVm *vm, uint32_t *when);
 
 /* None of the VM's orders will be answered. Pages to be captured are settled; those to be fused stay ORDERED. */
 void pf_vm_void_orders(PfFusionVm *vm);

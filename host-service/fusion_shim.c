@@ -12,8 +12,8 @@
  * digest has none yet becomes that digest's frame. Else there are two frames with the same bytes: the
  * page has to give up the one that came late, for an index by digest can hold one only.
  *
- * A VM that was never heard of is not known: it may map any frame of an earlier service. Such VMs
- * are counted; fusion_frame.c waits for them. The knowledge stays when the shim goes away again.
+ * A VM that was never heard of is not known: it may map any frame of an earlier service that it was
+ * given, of this group or another. The knowledge stays when the shim goes away again.
  */
 #include "host-service/fusion_private.h"
 #include "host-service/store.h"
@@ -145,7 +145,7 @@ static uint32_t entry_of_frame(
 	entry = pf_entry_get(group, &digest);
 	if (pf_entry(group, entry)->state == PF_ENTRY_FRAMED)
 		return 0;
-	pf_entry_framed(group, entry, (uint32_t)frame);
+	pf_entry_framed(group, entry, (uint32_t)frame, NULL);
 	return entry;
 }
 
@@ -170,12 +170,14 @@ int pf_fusion_listed(PfFusionVm *vm, PfGfn gfn, PfFrame frame, PfFrameDigest dig
 	pf_fusion_set_now(vm->group->fusion, now_us);
 	if (gfn.v >> PF_GFN_BITS)
 		return 1;
+	page = pf_page_find(vm, gfn.v);
+	if (page == 0 && !pf_vm_has_index_room(vm))
+		return 1;
 	entry = entry_of_frame(vm->group, frame.v, digest_of, userdata);
 	if (entry != 0) {
-		page_listed(vm, pf_page_get(vm, gfn.v), entry);
+		page_listed(vm, page != 0 ? page : pf_page_add(vm, gfn.v), entry);
 		return 0;
 	}
-	page = pf_page_find(vm, gfn.v);
 	if (page != 0 && has_target(vm, page))
 		settle_not_listed(vm, page);
 	return 1;

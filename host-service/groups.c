@@ -1,12 +1,12 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * systemd keeps a store under the name "store-" and its id (FDSTORE) from the moment that it is made here or came back
- * with a shim, and hands all of them to the next service. It would keep them for as long as the unit runs, and their
- * memory with them: so a store is taken back (FDSTOREREMOVE) when the last VM of its group is gone, when no VM came for
- * it, and when it turns out to be none. Not when the service ends before a VM: then systemd is to keep it, also if
- * other VMs of the group leave later.
+ * The keeper (systemd, behind the front) keeps a store under the name "store-" and its id from the moment that it is made
+ * here or came back with a shim, and all of them are handed to the next service. It would keep them for as long as the
+ * unit runs, and their memory with them: so a store is taken back when the last VM of its group is gone, when no VM came
+ * for it, and when it turns out to be none. Not when the service ends before a VM: then it is to be kept, also if other
+ * VMs of the group leave later.
  *
- * Without systemd all this is silent, and a store is kept by those who map it.
+ * Without a keeper a store is kept by those who map it.
  */
 #include "host-service/groups.h"
 #include "common/log.h"
@@ -14,13 +14,13 @@
 
 #include <assert.h>
 #include <string.h>
-#include <systemd/sd-daemon.h>
 #include <unistd.h>
 
 #define NAME_PREFIX "store-"
 #define ID_SIZE     16
 
 struct PfGroups {
+	PfGroupsKeeper keeper;
 	GHashTable *groups; /* name to PfGroup, which owns it */
 };
 
@@ -32,7 +32,7 @@ struct PfGroup {
 	gboolean forsaken;
 };
 
-/* systemd's keeping */
+/* Keeping */
 
 static char *kept_name(const PfStore *store)
 {
@@ -43,33 +43,26 @@ static char *kept_name(const PfStore *store)
 	return g_string_free(name, FALSE);
 }
 
-static void keep(const PfStore *store)
+static void keep(const PfGroups *groups, const PfStore *store)
 {
 	g_autofree char *name = kept_name(store);
-	g_autofree char *message = g_strdup_printf("FDSTORE=1\nFDNAME=%s", name);
-	int fd = pf_store_fd(store);
-	int r = sd_pid_notify_with_fds(0, 0, message, &fd, 1);
 
-	if (r < 0)
-		pf_warning("systemd does not keep the store of trust group %s: %s",
-			pf_store_group(store), g_strerror(-r));
+	if (groups->keeper.keep)
+		groups->keeper.keep(groups->keeper.userdata, name, pf_store_fd(store));
 }
 
-static void unkeep(const char *name)
+static void unkeep(const PfGroups *groups, const char *name)
 {
-	g_autofree char *message = g_strdup_printf("FDSTOREREMOVE=1\nFDNAME=%s", name);
-	int r = sd_notify(0, message);
-
-	if (r < 0)
-		pf_warning("systemd cannot be told to drop %s: %s", name, g_strerror(-r));
+	if (groups->keeper.drop)
+		groups->keeper.drop(groups->keeper.userdata, name);
 }
 
 /* Frees a store that nobody will come back for. */
-static void end_store(PfStore *store)
+static void end_store(const PfGroups *groups, PfStore *store)
 {
 	g_autofree char *name = kept_name(store);
 
-	unkeep(name);
+	unkeep(groups, name);
 	pf_store_free(store);
 }
 
@@ -98,7 +91,7 @@ static PfGroup *need_group(PfGroups *groups, const char *name)
 	return group;
 }
 
-/* One that systemd has kept; fd is consumed. */
+/* One that an earlier service has had kept; fd is consumed. */
 static void take_kept(PfGroups *groups, int fd, const char *name)
 {
 	g_autoptr(GError) error = NULL;
@@ -107,8 +100,8 @@ static void take_kept(PfGroups *groups, int fd, const char *name)
 
 	if (!store) {
 		/* NOLINTNEXTLINE(*NullDereference): no store means an error */
-		pf_warning("systemd has kept %s: %s", name, error->message);
-		unkeep(name);
+		pf_warning("kept for us was %s: %s", name, error->message);
+		unkeep(groups, name);
 		return;
 	}
 	group = need_group(groups, pf_store_group(store));
@@ -116,33 +109,22 @@ static void take_kept(PfGroups *groups, int fd, const char *name)
 		group->store = store;
 		return;
 	}
-	pf_warning(
-		"systemd has kept a second store for trust group %s: it is dropped", group->name);
+	pf_warning("a second store was kept for trust group %s: it is dropped", group->name);
 	if (pf_store_is(group->store, pf_store_fd(store)))
 		pf_store_free(store);
 	else
-		end_store(store);
+		end_store(groups, store);
 }
 
-PfGroups *pf_groups_new(void)
+PfGroups *pf_groups_new(const PfGroupsKeeper *keeper, const PfKeptStore *kept, size_t n_kept)
 {
 	PfGroups *groups = g_new0(PfGroups, 1);
-	char **names = NULL;
-	int n = sd_listen_fds_with_names(1, &names);
 
+	if (keeper)
+		groups->keeper = *keeper;
 	groups->groups = g_hash_table_new_full(g_str_hash, g_str_equal, NULL, group_free);
-	if (n < 0)
-		pf_warning("what systemd has kept cannot be taken: %s", g_strerror(-n));
-	for (int i = 0; i < n; i++) {
-		int fd = SD_LISTEN_FDS_START + i;
-
-		if (g_str_has_prefix(names[i], NAME_PREFIX))
-			take_kept(groups, fd, names[i]);
-		else
-			pf_received_fds_close_later(fd);
-		free(names[i]);
-	}
-	free(names);
+	for (size_t i = 0; i < n_kept; i++)
+		take_kept(groups, kept[i].fd, kept[i].name);
 	return groups;
 }
 
@@ -164,13 +146,25 @@ static gboolean drop_if_unused(gpointer name, gpointer data, gpointer unused)
 	if (group->n_vms > 0)
 		return FALSE;
 	if (group->store)
-		end_store(g_steal_pointer(&group->store));
+		end_store(group->groups, g_steal_pointer(&group->store));
 	return TRUE;
 }
 
 void pf_groups_drop_unused(PfGroups *groups)
 {
 	g_hash_table_foreach_remove(groups->groups, drop_if_unused, NULL);
+}
+
+void pf_groups_foreach_store(const PfGroups *groups,
+	void (*visit)(void *userdata, const char *group, PfStore *store), void *userdata)
+{
+	GHashTableIter iter;
+	PfGroup *group;
+
+	g_hash_table_iter_init(&iter, groups->groups);
+	while (g_hash_table_iter_next(&iter, NULL, (gpointer *)&group))
+		if (group->store)
+			visit(userdata, group->name, group->store);
 }
 
 void pf_groups_memory(const PfGroups *groups, guint64 *allocated_kib, guint64 *swapped_kib)
@@ -204,7 +198,7 @@ static void part(PfGroup *group)
 	if (--group->n_vms > 0)
 		return;
 	if (group->store && !group->forsaken)
-		end_store(g_steal_pointer(&group->store));
+		end_store(group->groups, g_steal_pointer(&group->store));
 	g_hash_table_remove(group->groups->groups, group->name);
 }
 
@@ -224,7 +218,7 @@ PfStore *pf_group_store(PfGroup *group, GError **error)
 	if (!group->store) {
 		group->store = pf_store_new(group->name, error);
 		if (group->store)
-			keep(group->store);
+			keep(group->groups, group->store);
 	}
 	return group->store;
 }
@@ -251,7 +245,7 @@ static gboolean take_first(PfGroup *group, int fd, const char **why)
 		return FALSE;
 	}
 	group->store = store;
-	keep(store);
+	keep(group->groups, store);
 	return TRUE;
 }
 

@@ -10,21 +10,34 @@
 typedef struct PfGroups PfGroups;
 typedef struct PfGroup PfGroup;
 
-/* Takes the stores that systemd has kept for us (sd_listen_fds_with_names), and nothing else of what it hands over. */
-PfGroups *pf_groups_new(void);
-void pf_groups_free(PfGroups *groups); /* no VM may be left in any; systemd keeps what it has */
+/* Whoever keeps stores over a restart of the service, by name; the descriptor stays the caller's. */
+typedef struct PfGroupsKeeper {
+	void (*keep)(void *userdata, const char *name, int fd);
+	void (*drop)(void *userdata, const char *name);
+	void *userdata;
+} PfGroupsKeeper;
+
+/* What an earlier service has had kept; it may be anything. */
+typedef struct PfKeptStore {
+	char *name;
+	int fd;
+} PfKeptStore;
+
+/* keeper (copied): NULL when there is nobody. The descriptors of kept are consumed. */
+PfGroups *pf_groups_new(const PfGroupsKeeper *keeper, const PfKeptStore *kept, size_t n_kept);
+void pf_groups_free(PfGroups *groups); /* no VM may be left in any; the keeper keeps what it has */
 
 /* A VM joins the group of this name; valid until it leaves. */
 PfGroup *pf_groups_join(PfGroups *groups, const char *name);
-/* With the last VM goes the store, also from systemd's keeping. */
+/* With the last VM goes the store, also from its keeping. */
 void pf_group_leave(PfGroup *group);
-/* The service ends, not the VM: systemd keeps the store. */
+/* The service ends, not the VM: the store is kept on. */
 void pf_group_forsake(PfGroup *group);
 
 /* What there are no VMs of, once all VMs are known, is not needed any more. */
 void pf_groups_drop_unused(PfGroups *groups);
 
-/* The group's store, made now if there is none, and given to systemd to keep. NULL with error set. */
+/* The group's store, made now if there is none, and given to the keeper. NULL with error set. */
 PfStore *pf_group_store(PfGroup *group, GError **error);
 /* The store if there is one. */
 PfStore *pf_group_peek_store(const PfGroup *group);
@@ -34,6 +47,10 @@ PfStore *pf_group_peek_store(const PfGroup *group);
  * maybe only from now on. FALSE: what the shim maps has to be released, *why (a literal) says why.
  */
 gboolean pf_group_take_returned(PfGroup *group, int fd, const char **why);
+
+/* Calls visit() for each group that has a store. */
+void pf_groups_foreach_store(const PfGroups *groups,
+	void (*visit)(void *userdata, const char *group, PfStore *store), void *userdata);
 
 /* Memory of all stores. */
 void pf_groups_memory(const PfGroups *groups, guint64 *allocated_kib, guint64 *swapped_kib);

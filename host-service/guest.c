@@ -7,9 +7,14 @@
  * pauses while it does not know, because no page can be fused before. What fails is tried again as
  * long as the VM lives; it is logged when the reason is another than before, and is the VM's reason
  * until it works.
+ *
+ * Reading is paced: whatever the guest sends is charged to the VM's quota, a slice of READ_SIZE at a time, so that VMs
+ * take turns. When the quota says so nothing is read for a while; what the guest has sent waits in the socket, and the
+ * guest in its write. Nothing is lost by that. A pause ends early only with the channel.
  */
 #include "host-service/guest.h"
 #include "common/log.h"
+#include "host-service/cpu_time.h"
 #include "host-service/received_fds.h"
 #include <errno.h>
 #include <glib-unix.h>
@@ -23,9 +28,6 @@
 #define LOCATE_LAST_S  60
 #define READ_SIZE      65536
 
-/* Sessions that an agent may begin at once; a guest that boots needs two or three. */
-#define SESSIONS_AT_ONCE 16
-
 struct PfGuest {
 	int refs; /* one for the owner, one for each answer of the broker that is awaited */
 	gboolean closed;
@@ -33,17 +35,19 @@ struct PfGuest {
 	PfFusionVm *fusion;
 	char *uuid, *name;
 	guint64 memory_pages; /* what the VM can have at most */
+	PfQuota *quota;
+	PfLogLimit *log;
 	const PfGuestEvents *events;
 	void *userdata;
 
 	PfSession *session;
 	gboolean available, opening;
-	int channel; /* -1: not open */
-	guint read_source, write_source, reopen_source;
+	int channel;       /* -1: not open */
+	guint read_source; /* for input, or, in a pause, for the channel's end only */
+	guint pause_source, write_source, reopen_source;
+	uint64_t named;      /* pages in the slice that is being read; what else costs hints too */
 	char *channel_error; /* why it was not opened the last time; NULL: it was */
 
-	guint n_sessions; /* begun lately: each second takes one off */
-	gint64 sessions_since_us;
 	char *agent_version, *kernel;
 	uint32_t page_size;     /* of the guest; 0: no agent was heard of */
 	guint64 reported_pages; /* RAM by its own account */
@@ -76,7 +80,7 @@ static void unref(PfGuest *guest)
 static void complain(PfGuest *guest, char **where, const char *reason)
 {
 	if (g_strcmp0(*where, reason) != 0)
-		pf_warning("%s: %s", guest->name, reason);
+		pf_log_limited(guest->log, PF_LOG_WARNING, "%s", reason);
 	g_free(*where);
 	*where = g_strdup(reason);
 }
@@ -230,19 +234,6 @@ static guint64 n_pages(const PfGuestInfo *info)
 	return n;
 }
 
-/* Each session asks the broker and may release everything: one a second in the long run, a few at once. */
-static void count_session(PfGuest *guest)
-{
-	gint64 now = g_get_monotonic_time();
-	guint passed =
-		(guint)MIN((now - guest->sessions_since_us) / G_USEC_PER_SEC, guest->n_sessions);
-
-	guest->n_sessions -= passed;
-	guest->sessions_since_us =
-		guest->n_sessions == 0 ? now : guest->sessions_since_us + passed * G_USEC_PER_SEC;
-	guest->n_sessions++;
-}
-
 static void on_started(void *userdata, const PfGuestInfo *info)
 {
 	PfGuest *guest = userdata;
@@ -250,12 +241,15 @@ static void on_started(void *userdata, const PfGuestInfo *info)
 	set_text(&guest->agent_version, info->agent_version);
 	set_text(&guest->kernel, info->kernel);
 	guest->page_size = info->page_size;
-	pf_info("%s: agent %s on Linux %s", guest->name, info->agent_version, info->kernel);
+	pf_log_limited(
+		guest->log, PF_LOG_INFO, "agent %s on Linux %s", info->agent_version, info->kernel);
 	pf_fusion_session_started(guest->fusion);
-	count_session(guest);
+	/* It asks the broker, and may release everything. */
+	guest->named += pf_quota_session_hints(guest->quota);
 	guest->reported_pages = n_pages(info);
 	if (guest->reported_pages > guest->memory_pages && !guest->lies)
-		pf_warning("%s: its agent claims more RAM than the VM can have", guest->name);
+		pf_log_limited(guest->log, PF_LOG_WARNING,
+			"its agent claims more RAM than the VM can have");
 	guest->lies = guest->reported_pages > guest->memory_pages;
 	if (take_ranges(guest, info) || !guest->located) {
 		gboolean was_located = guest->located;
@@ -270,11 +264,21 @@ static void on_started(void *userdata, const PfGuestInfo *info)
 	guest->events->changed(guest->userdata);
 }
 
+static uint64_t n_hinted(const PfGuest *guest)
+{
+	PfFusionVmStats stats;
+
+	pf_fusion_vm_stats(guest->fusion, &stats);
+	return stats.hinted;
+}
+
 static void on_module(void *userdata, uint32_t module_id, const PfModuleInfo *info)
 {
 	PfGuest *guest = userdata;
+	uint64_t before = n_hinted(guest);
 
 	pf_fusion_module(guest->fusion, module_id, info);
+	guest->named += 1 + before - n_hinted(guest);
 }
 
 static void on_hints(void *userdata, uint32_t module_id, uint64_t file_page, PfGfn gfn,
@@ -282,18 +286,22 @@ static void on_hints(void *userdata, uint32_t module_id, uint64_t file_page, PfG
 {
 	PfGuest *guest = userdata;
 
+	guest->named += count;
 	/* Hints cost memory by the page: no more than the VM has. */
 	if (!guest->lies)
 		pf_fusion_hints(guest->fusion, module_id, file_page, gfn, count, digests,
 			g_get_monotonic_time());
 }
 
+/* Pages that were not hinted cost nothing: a module may be much larger than the guest. */
 static void on_withdrawn(
 	void *userdata, uint32_t module_id, const PfFileRange *ranges, size_t n_ranges)
 {
 	PfGuest *guest = userdata;
+	uint64_t before = n_hinted(guest);
 
 	pf_fusion_withdrawn(guest->fusion, module_id, ranges, n_ranges);
+	guest->named += n_ranges + before - n_hinted(guest);
 }
 
 static void on_reported(void *userdata, uint64_t n_modules, uint64_t n_pages)
@@ -330,6 +338,7 @@ static gboolean on_reopen(gpointer userdata)
 static void close_channel(PfGuest *guest)
 {
 	g_clear_handle_id(&guest->read_source, g_source_remove);
+	g_clear_handle_id(&guest->pause_source, g_source_remove);
 	g_clear_handle_id(&guest->write_source, g_source_remove);
 	stop_locating(guest);
 	if (guest->channel >= 0)
@@ -395,8 +404,8 @@ static ssize_t receive(int fd, void *data, size_t size)
 	return n;
 }
 
-/* 0, or for how many seconds the channel is to be closed. */
-static guint feed(PfGuest *guest)
+/* 0, or for how many seconds the channel is to be closed. *size: bytes that were read. */
+static guint feed(PfGuest *guest, size_t *size)
 {
 	uint8_t data[READ_SIZE];
 	ssize_t n = receive(guest->channel, data, sizeof data);
@@ -406,25 +415,61 @@ static guint feed(PfGuest *guest)
 		return 0;
 	if (n <= 0)
 		return REOPEN_S;
+	*size = (size_t)n;
 	result = pf_session_feed(guest->session, data, (size_t)n);
-	if (result != PF_SESSION_OK || guest->n_sessions > SESSIONS_AT_ONCE) {
-		pf_warning("%s: its agent sends %s; its channel is closed for %d s", guest->name,
+	if (result != PF_SESSION_OK) {
+		pf_log_limited(guest->log, PF_LOG_WARNING,
+			"its agent sends %s; its channel is closed for %d s",
 			result < 0 ? "what needs more memory than there is" : "more than it may",
 			REOPEN_FLOOD_S);
-		/* The pause was the price: what comes after it counts anew. */
-		guest->n_sessions = 0;
 		return REOPEN_FLOOD_S;
 	}
 	return flush(guest) ? 0 : REOPEN_S;
 }
 
+static gboolean on_readable(gint fd, GIOCondition condition, gpointer userdata);
+
+static gboolean on_end_in_pause(gint fd, GIOCondition condition, gpointer userdata)
+{
+	reopen_later(userdata, REOPEN_S);
+	return G_SOURCE_CONTINUE; /* it is removed already */
+}
+
+static gboolean on_pause_over(gpointer userdata)
+{
+	PfGuest *guest = userdata;
+
+	guest->pause_source = 0;
+	g_source_remove(guest->read_source);
+	guest->read_source =
+		g_unix_fd_add(guest->channel, G_IO_IN | G_IO_HUP | G_IO_ERR, on_readable, guest);
+	return G_SOURCE_REMOVE;
+}
+
+static void pause_reading(PfGuest *guest, gint64 us)
+{
+	g_source_remove(guest->read_source);
+	guest->read_source =
+		g_unix_fd_add(guest->channel, G_IO_HUP | G_IO_ERR, on_end_in_pause, guest);
+	guest->pause_source = g_timeout_add((guint)(us / 1000 + 1), on_pause_over, guest);
+}
+
 static gboolean on_readable(gint fd, GIOCondition condition, gpointer userdata)
 {
 	PfGuest *guest = userdata;
-	guint seconds = feed(guest);
+	uint64_t cpu_us = pf_cpu_time_us();
+	size_t size = 0;
+	guint seconds;
+	gint64 wait;
 
+	guest->named = 0;
+	seconds = feed(guest, &size);
+	wait = pf_quota_spend(guest->quota, size, guest->named,
+		pf_cpu_time_us() - cpu_us + PF_QUOTA_TURN_US, g_get_monotonic_time());
 	if (seconds > 0)
 		reopen_later(guest, seconds);
+	else if (wait > 0)
+		pause_reading(guest, wait);
 	guest->events->changed(guest->userdata);
 	return G_SOURCE_CONTINUE;
 }
@@ -491,8 +536,8 @@ void pf_guest_update(PfGuest *guest, const PfDomain *domain)
 	}
 }
 
-PfGuest *pf_guest_new(PfBroker *broker, PfFusionVm *fusion, const PfDomain *domain,
-	const PfGuestEvents *events, void *userdata)
+PfGuest *pf_guest_new(PfBroker *broker, PfFusionVm *fusion, const PfDomain *domain, PfQuota *quota,
+	PfLogLimit *log, const PfGuestEvents *events, void *userdata)
 {
 	PfGuest *guest = g_new0(PfGuest, 1);
 
@@ -502,6 +547,8 @@ PfGuest *pf_guest_new(PfBroker *broker, PfFusionVm *fusion, const PfDomain *doma
 	guest->uuid = g_strdup(domain->uuid);
 	guest->name = g_strdup(domain->name);
 	guest->locate_pause_s = LOCATE_FIRST_S;
+	guest->quota = quota;
+	guest->log = log;
 	guest->events = events;
 	guest->userdata = userdata;
 	guest->channel = -1;

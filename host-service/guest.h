@@ -6,6 +6,8 @@
  */
 #include "host-service/broker.h"
 #include "host-service/fusion.h"
+#include "host-service/log_limit.h"
+#include "host-service/quota.h"
 
 typedef struct PfGuest PfGuest;
 
@@ -17,9 +19,10 @@ typedef struct PfGuestEvents {
 	void (*moved)(void *userdata);
 } PfGuestEvents;
 
-/* Everything handed in must live as long as the guest, domain only during the call. */
-PfGuest *pf_guest_new(PfBroker *broker, PfFusionVm *fusion, const PfDomain *domain,
-	const PfGuestEvents *events, void *userdata);
+/* Everything handed in must live as long as the guest, domain only during the call. What the guest
+ * sends is charged to quota. */
+PfGuest *pf_guest_new(PfBroker *broker, PfFusionVm *fusion, const PfDomain *domain, PfQuota *quota,
+	PfLogLimit *log, const PfGuestEvents *events, void *userdata);
 void pf_guest_free(PfGuest *guest);
 
 /* The same domain, its channel or memory changed; also says for the first time whether there is a

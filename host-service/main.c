@@ -1,30 +1,24 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
-/* pagefusiond: options, the broker's process, the service, its name on the bus, and the main loop.
- */
+/* pagefusiond: options and configuration. */
 #include "common/log.h"
-#include "host-service/dbus.h"
+#include "host-service/config.h"
 #include "host-service/host_features.h"
-#include "host-service/service.h"
+#include "host-service/processes.h"
 #include <errno.h>
-#include <glib-unix.h>
 #include <glib/gstdio.h>
-#include <poll.h>
-#include <signal.h>
 #include <pagefusion-version.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <sys/pidfd.h>
-#include <sys/wait.h>
-#include <unistd.h>
 
-#define BROKER_GRACE_MS 2000
+#define PF_DEFAULT_RUN_DIR "/run/pagefusion"
 
 static struct {
-	char *uri, *run_dir, *shim;
-	PfThp thp;
+	char *config, *user, *uri, *run_dir, *shim;
+	PfThp thp; /* PF_THP_DEFAULT: as the configuration says */
 	int broker_fd, revoke_delay_ms;
 	gboolean debug, no_bus, version;
-} options = {.thp = PF_THP_BALANCED, .broker_fd = -1, .revoke_delay_ms = -1};
+} options = {.thp = PF_THP_DEFAULT, .broker_fd = -1, .revoke_delay_ms = -1};
 
 static gboolean parse_thp(const char *option, const char *name, gpointer data, GError **error)
 {
@@ -36,6 +30,10 @@ static gboolean parse_thp(const char *option, const char *name, gpointer data, G
 }
 
 static const GOptionEntry entries[] = {
+	{"config", 0, 0, G_OPTION_ARG_FILENAME, &options.config,
+		"read this configuration (" PF_CONFIG_PATH ", if it is there)", "FILE"},
+	{"user", 0, 0, G_OPTION_ARG_STRING, &options.user,
+		"user that the service's process runs as (" PF_CONFIG_USER ")", "NAME"},
 	{"connect", 'c', 0, G_OPTION_ARG_STRING, &options.uri,
 		"libvirt to connect to (qemu:///system)", "URI"},
 	{"run-dir", 0, 0, G_OPTION_ARG_FILENAME, &options.run_dir,
@@ -56,113 +54,54 @@ static const GOptionEntry entries[] = {
 	{0},
 };
 
-typedef struct Run {
-	GMainLoop *loop;
-	int status;
-} Run;
-
-static void end(Run *run, int status)
+static PfConfig *load_config(GError **error)
 {
-	if (status != EXIT_SUCCESS)
-		run->status = status;
-	g_main_loop_quit(run->loop);
+	PfConfig *config = pf_config_load(
+		options.config ? options.config : PF_CONFIG_PATH, options.config != NULL, error);
+
+	if (config && options.user)
+		pf_config_set_user(config, options.user);
+	if (config && options.thp != PF_THP_DEFAULT)
+		pf_config_set_thp(config, options.thp);
+	return config;
 }
 
-static gboolean on_signal(gpointer userdata)
+static gboolean make_run_dir(const char *path, GError **error)
 {
-	end(userdata, EXIT_SUCCESS);
-	return G_SOURCE_CONTINUE;
+	if (g_mkdir_with_parents(path, 0755) == 0)
+		return TRUE;
+	g_set_error(error, G_FILE_ERROR, g_file_error_from_errno(errno),
+		"cannot make %s: %s: run as root, or choose another --run-dir", path,
+		g_strerror(errno));
+	return FALSE;
 }
 
-static void on_broker_closed(void *userdata)
-{
-	pf_error("the broker process has ended: the service ends too, to be started anew");
-	end(userdata, EXIT_FAILURE);
-}
-
-static void on_bus_failed(const char *message, void *userdata)
-{
-	pf_error("%s", message);
-	end(userdata, EXIT_FAILURE);
-}
-
-static gboolean serve(Run *run, const char *socket_path, int broker_fd, GError **error)
-{
-	PfServiceConfig config = {
-		.shim_socket = socket_path, .thp = options.thp, .fusion = PF_FUSION_DEFAULTS};
-	g_autoptr(PfService) service = NULL;
-	PfDbusFront *front;
-
-	if (options.revoke_delay_ms >= 0)
-		config.fusion.revoke_delay_us = INT64_C(1000) * options.revoke_delay_ms;
-	service = pf_service_new(&config, broker_fd, on_broker_closed, run, error);
-	if (!service)
-		return FALSE;
-	front = options.no_bus ? NULL : pf_dbus_front_new(service, on_bus_failed, run);
-	g_main_loop_run(run->loop);
-	if (front)
-		pf_dbus_front_free(front);
-	return TRUE;
-}
-
-/*
- * The broker ends with our end of its socket, which the service has closed, but not while a call of
- * libvirt's hangs, and it ignores the signals that end us. A definition on its way gets a moment,
- * unless another signal shows that nobody wants to wait.
- */
-static void end_broker(GPid broker)
-{
-	struct pollfd process = {.fd = pidfd_open(broker, 0), .events = POLLIN};
-
-	if (process.fd < 0 || poll(&process, 1, BROKER_GRACE_MS) <= 0) {
-		pf_warning("the broker process hangs in libvirt: it is killed");
-		kill(broker, SIGKILL);
-	}
-	waitpid(broker, NULL, 0);
-	if (process.fd >= 0)
-		close(process.fd);
-}
-
-static gboolean run_service(Run *run, GError **error)
+static gboolean run(GError **error)
 {
 	g_autofree char *run_dir = g_canonicalize_filename(
 		options.run_dir ? options.run_dir : PF_DEFAULT_RUN_DIR, NULL);
 	g_autofree char *socket_path = g_build_filename(run_dir, "shim.sock", NULL);
 	g_autofree char *shim =
 		g_canonicalize_filename(options.shim ? options.shim : PF_SHIM_PATH, NULL);
-	PfBrokerConfig config = {options.uri ? options.uri : "qemu:///system", shim, socket_path};
-	int fd = options.broker_fd;
-	GPid broker = 0;
-	gboolean done;
+	g_autoptr(PfConfig) config = load_config(error);
+	PfProcesses processes = {
+		.broker = {options.uri ? options.uri : "qemu:///system", shim, socket_path},
+		.config = config,
+		.fusion = PF_FUSION_DEFAULTS,
+		.broker_fd = options.broker_fd,
+		.no_bus = options.no_bus,
+	};
 
-	if (!pf_host_features_check("/dev/userfaultfd", error))
-		return FALSE;
-	if (g_mkdir_with_parents(run_dir, 0755) < 0) {
-		g_set_error(error, G_FILE_ERROR, g_file_error_from_errno(errno),
-			"cannot make %s: %s: run as root, or choose another --run-dir", run_dir,
-			g_strerror(errno));
-		return FALSE;
-	}
-	if (fd < 0)
-		fd = pf_broker_spawn(&config, &broker, error);
-	if (fd < 0)
-		return FALSE;
-	/* Not before the fork: the broker would share the main context's eventfd, and take our
-	 * wake-ups. */
-	run->loop = g_main_loop_new(NULL, FALSE);
-	g_unix_signal_add(SIGTERM, on_signal, run);
-	g_unix_signal_add(SIGINT, on_signal, run);
-	done = serve(run, socket_path, fd, error);
-	if (broker > 0)
-		end_broker(broker);
-	return done;
+	if (options.revoke_delay_ms >= 0)
+		processes.fusion.revoke_delay_us = INT64_C(1000) * options.revoke_delay_ms;
+	return config && pf_host_features_check("/dev/userfaultfd", error) &&
+	       make_run_dir(run_dir, error) && pf_processes_run(&processes, error);
 }
 
 int main(int argc, char **argv)
 {
 	g_autoptr(GOptionContext) context = g_option_context_new(NULL);
 	g_autoptr(GError) error = NULL;
-	Run run = {.status = EXIT_SUCCESS};
 
 	pf_log_init("pagefusiond");
 	/* A channel or a bus whose other end has gone is an error there, no end of ours. */
@@ -180,10 +119,8 @@ int main(int argc, char **argv)
 	}
 	if (options.debug)
 		pf_log_set_level(PF_LOG_DEBUG);
-	if (!run_service(&run, &error)) {
-		pf_error("%s", error->message);
-		run.status = EXIT_FAILURE;
-	}
-	g_clear_pointer(&run.loop, g_main_loop_unref);
-	return run.status;
+	if (run(&error))
+		return EXIT_SUCCESS;
+	pf_error("%s", error->message);
+	return EXIT_FAILURE;
 }

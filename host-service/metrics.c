@@ -35,6 +35,8 @@ static const PfMetric table[] = {
 	[PF_METRIC_VM_FUSED] = {"Guest/PageFusion/Fused", "pages"},
 	[PF_METRIC_VM_REVOKED] = {"Guest/PageFusion/Revoked", "pages"},
 	[PF_METRIC_VM_REFUSED] = {"Guest/PageFusion/Refused", "pages"},
+	[PF_METRIC_VM_OVER_QUOTA] = {"Guest/PageFusion/OverQuota", "pages"},
+	[PF_METRIC_VM_PAUSED] = {"Guest/PageFusion/Paused", "ms"},
 	[PF_METRIC_VM_BUSY] = {"Guest/PageFusion/Busy", "pages"},
 	[PF_METRIC_VM_DISCARDED] = {"Guest/PageFusion/Discarded", "pages"},
 	[PF_METRIC_VM_WRITTEN] = {"Guest/PageFusion/Written", "pages"},
@@ -305,6 +307,12 @@ gboolean pf_metric_vm_value(PfMetricId id, const PfVmView *vm, uint64_t *value)
 		return TRUE;
 	case PF_METRIC_VM_REFUSED:
 		*value = sum_refused(&vm->stats);
+		return TRUE;
+	case PF_METRIC_VM_OVER_QUOTA:
+		*value = vm->stats.over_quota;
+		return TRUE;
+	case PF_METRIC_VM_PAUSED:
+		*value = vm->paused_ms;
 		return TRUE;
 	case PF_METRIC_VM_RUNS:
 		*value = vm->stats.runs;

@@ -5,7 +5,6 @@
  * one under way is held until that is answered.
  */
 #include "host-service/orders.h"
-#include "common/log.h"
 #include <errno.h>
 #include <fcntl.h>
 #include <gio/gio.h>
@@ -25,6 +24,7 @@ struct PfOrders {
 	PfFusionVm *fusion;
 	PfGuest *guest;
 	PfHasher *hasher;
+	PfLogLimit *log;
 	int staging;
 	Outstanding sent[MAX_ORDERS];
 	PfOrder *held;     /* room for one order of fusion's */
@@ -45,13 +45,15 @@ int pf_orders_make_staging(GError **error)
 	return -1;
 }
 
-PfOrders *pf_orders_new(PfFusionVm *fusion, PfGuest *guest, PfHasher *hasher, int staging)
+PfOrders *pf_orders_new(
+	PfFusionVm *fusion, PfGuest *guest, PfHasher *hasher, PfLogLimit *log, int staging)
 {
 	PfOrders *orders = g_new0(PfOrders, 1);
 
 	orders->fusion = fusion;
 	orders->guest = guest;
 	orders->hasher = hasher;
+	orders->log = log;
 	orders->staging = staging;
 	orders->held = g_new0(PfOrder, 1);
 	return orders;
@@ -85,7 +87,15 @@ static Outstanding *find_order(PfOrders *orders, uint64_t id)
 	return NULL;
 }
 
-static gboolean capture_is_out(const PfOrders *orders)
+gboolean pf_orders_are_out(const PfOrders *orders)
+{
+	for (size_t i = 0; i < MAX_ORDERS; i++)
+		if (orders->sent[i].id != 0)
+			return TRUE;
+	return FALSE;
+}
+
+gboolean pf_orders_capture_is_out(const PfOrders *orders)
 {
 	for (size_t i = 0; i < MAX_ORDERS; i++)
 		if (orders->sent[i].id != 0 && orders->sent[i].type == PF_ORDER_CAPTURE)
@@ -134,7 +144,8 @@ void pf_orders_pump(PfOrders *orders, PfShimLink *shim)
 		if (!orders->has_held &&
 			!pf_fusion_next_order(orders->fusion, orders->held, g_get_monotonic_time()))
 			return;
-		orders->has_held = order->type == PF_ORDER_CAPTURE && capture_is_out(orders);
+		orders->has_held =
+			order->type == PF_ORDER_CAPTURE && pf_orders_capture_is_out(orders);
 		if (orders->has_held)
 			return;
 		*place = (Outstanding){order->id, order->type, order->n_pages};
@@ -158,6 +169,7 @@ static gboolean end_order(PfOrders *orders, uint64_t id, PfOrderType type, uint3
 
 typedef struct Captured {
 	PfStore *store;
+	PfLogLimit *log;
 	const uint8_t (*pages)[PF_PAGE_SIZE];
 } Captured;
 
@@ -167,7 +179,8 @@ static bool publish(void *userdata, uint32_t page, PfFrame frame)
 	int error = pf_store_write(captured->store, frame, captured->pages[page]);
 
 	if (error)
-		pf_warning("a frame cannot be written to the store: %s", g_strerror(-error));
+		pf_log_limited(captured->log, PF_LOG_WARNING,
+			"a frame cannot be written to the store: %s", g_strerror(-error));
 	return error == 0;
 }
 
@@ -177,7 +190,7 @@ gboolean pf_orders_captured(
 	static uint8_t pages[PF_SHIM_MAX_CAPTURE][PF_PAGE_SIZE];
 	uint8_t results[PF_SHIM_MAX_CAPTURE];
 	PfDigest digests[PF_SHIM_MAX_CAPTURE];
-	Captured captured = {store, pages};
+	Captured captured = {store, orders->log, pages};
 	PfCapture capture = {results, digests, publish, &captured};
 
 	if (!end_order(orders, id, PF_ORDER_CAPTURE, n_pages))

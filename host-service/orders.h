@@ -4,6 +4,7 @@
 #include "common/digest.h"
 #include "host-service/fusion.h"
 #include "host-service/guest.h"
+#include "host-service/log_limit.h"
 #include "host-service/shim_link.h"
 #include "host-service/store.h"
 
@@ -13,7 +14,8 @@ typedef struct PfOrders PfOrders;
 int pf_orders_make_staging(GError **error);
 
 /* staging is consumed; the others must live as long as the orders. */
-PfOrders *pf_orders_new(PfFusionVm *fusion, PfGuest *guest, PfHasher *hasher, int staging);
+PfOrders *pf_orders_new(
+	PfFusionVm *fusion, PfGuest *guest, PfHasher *hasher, PfLogLimit *log, int staging);
 void pf_orders_free(PfOrders *orders);
 
 /* The memfd for STAGING; it stays theirs. */
@@ -21,6 +23,10 @@ int pf_orders_staging(const PfOrders *orders);
 
 /* Sends what fusion has for this VM, as far as the shim has room. */
 void pf_orders_pump(PfOrders *orders, PfShimLink *shim);
+
+/* Whether it owes an answer, and whether one to a CAPTURE. */
+gboolean pf_orders_are_out(const PfOrders *orders);
+gboolean pf_orders_capture_is_out(const PfOrders *orders);
 
 /* The shim is gone: nothing of it will be answered. */
 void pf_orders_reset(PfOrders *orders);

@@ -9,6 +9,8 @@
  * Where the kernel was built or started without it, or does not let us, MemAvailable is looked at
  * now and then. Pressure begins below one share of MemTotal and ends above a larger one, so that it
  * does not come and go with every page. What cannot be read changes nothing.
+ *
+ * Both files are opened before the service enters its sandbox, where there are none.
  */
 #include "host-service/pressure.h"
 #include "common/log.h"
@@ -22,6 +24,7 @@
 #define TRIGGER       "some 300000 2000000" /* us of waiting in us */
 #define BEGIN_PERCENT 5u
 #define END_PERCENT   10u
+#define MEMINFO_SIZE  4096 /* what is looked for are the first lines */
 
 struct PfPressure {
 	PfPressureConfig config;
@@ -29,6 +32,7 @@ struct PfPressure {
 	void *userdata;
 	gboolean pressure;
 	int trigger;     /* -1: none, meminfo is looked at instead */
+	int meminfo;     /* -1: nothing to look at */
 	GSource *events; /* of the trigger */
 	GSource *timer;  /* with a trigger: until pressure ends; else: until the next look */
 };
@@ -74,11 +78,14 @@ static gboolean read_kib(const char *meminfo, const char *name, guint64 *kib)
 static gboolean on_look(gpointer data)
 {
 	PfPressure *pressure = data;
-	g_autofree char *meminfo = NULL;
+	char meminfo[MEMINFO_SIZE];
+	ssize_t n = pread(pressure->meminfo, meminfo, sizeof meminfo - 1, 0);
 	guint64 total, available;
 
-	if (!g_file_get_contents(pressure->config.meminfo, &meminfo, NULL, NULL) ||
-		!read_kib(meminfo, "MemTotal:", &total) ||
+	if (n < 0)
+		return G_SOURCE_CONTINUE;
+	meminfo[n] = 0;
+	if (!read_kib(meminfo, "MemTotal:", &total) ||
 		!read_kib(meminfo, "MemAvailable:", &available))
 		return G_SOURCE_CONTINUE;
 	if (available < total / 100 * BEGIN_PERCENT)
@@ -134,7 +141,24 @@ static int open_trigger(const char *path)
 	return -1;
 }
 
-PfPressure *pf_pressure_new_with(const PfPressureConfig *config,
+PfPressureFiles pf_pressure_open(const char *psi, const char *meminfo)
+{
+	PfPressureFiles files = {.trigger = open_trigger(psi)};
+
+	if (files.trigger < 0)
+		pf_info("no trigger for memory pressure on %s (%s): MemAvailable is looked at "
+			"instead",
+			psi, g_strerror(errno));
+	files.meminfo = open(meminfo, O_RDONLY | O_NOCTTY | O_CLOEXEC);
+	return files;
+}
+
+PfPressureFiles pf_pressure_open_host(void)
+{
+	return pf_pressure_open("/proc/pressure/memory", "/proc/meminfo");
+}
+
+PfPressure *pf_pressure_new_with(const PfPressureConfig *config, PfPressureFiles files,
 	void (*changed)(void *userdata, gboolean pressure), void *userdata)
 {
 	PfPressure *pressure = g_new0(PfPressure, 1);
@@ -142,11 +166,9 @@ PfPressure *pf_pressure_new_with(const PfPressureConfig *config,
 	pressure->config = *config;
 	pressure->changed = changed;
 	pressure->userdata = userdata;
-	pressure->trigger = open_trigger(config->psi);
+	pressure->trigger = files.trigger;
+	pressure->meminfo = files.meminfo;
 	if (pressure->trigger < 0) {
-		pf_info("no trigger for memory pressure on %s (%s): MemAvailable is looked at "
-			"instead",
-			config->psi, g_strerror(errno));
 		start_timer(pressure, config->look_ms, on_look);
 		return pressure;
 	}
@@ -156,16 +178,12 @@ PfPressure *pf_pressure_new_with(const PfPressureConfig *config,
 	return pressure;
 }
 
-PfPressure *pf_pressure_new(void (*changed)(void *userdata, gboolean pressure), void *userdata)
+PfPressure *pf_pressure_new(
+	PfPressureFiles files, void (*changed)(void *userdata, gboolean pressure), void *userdata)
 {
-	static const PfPressureConfig host = {
-		.psi = "/proc/pressure/memory",
-		.meminfo = "/proc/meminfo",
-		.quiet_ms = 10000,
-		.look_ms = 2000,
-	};
+	static const PfPressureConfig host = {.quiet_ms = 10000, .look_ms = 2000};
 
-	return pf_pressure_new_with(&host, changed, userdata);
+	return pf_pressure_new_with(&host, files, changed, userdata);
 }
 
 void pf_pressure_free(PfPressure *pressure)
@@ -174,5 +192,7 @@ void pf_pressure_free(PfPressure *pressure)
 		return;
 	drop_trigger(pressure);
 	drop_source(&pressure->timer);
+	if (pressure->meminfo >= 0)
+		close(pressure->meminfo);
 	g_free(pressure);
 }

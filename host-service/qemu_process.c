@@ -7,9 +7,12 @@
  * line.
  *
  * The channel's socket lies in a directory that belongs to QEMU's user, so a hostile QEMU could put
- * something else there: the broker would then connect to any socket of the host, as root. It
- * resolves the path without symbolic links, wants a socket, and wants QEMU itself or root (libvirt
- * opens the listening socket before it starts QEMU) at the other end.
+ * something else there, and have the broker connect to a socket of root's or of another VM's. The
+ * broker resolves the path without symbolic links, wants a socket, and wants QEMU itself or root
+ * (libvirt opens the listening socket before it starts QEMU) at the other end. That alone lets in
+ * root's other sockets: a hard link, or a socket of another VM moved here, whose files belong to the
+ * same user. But a listening socket keeps the path that it was bound to, whatever becomes of its file,
+ * and the kernel tells whoever connects: only libvirt and the VM itself bind this VM's path.
  */
 #include "host-service/qemu_process.h"
 #include <errno.h>
@@ -92,6 +95,16 @@ static gboolean peer_is_qemu(int fd, gint64 pid)
 	return peer.pid == pid || peer.uid == 0;
 }
 
+/* The path in address has room for its final 0, so it is the whole path. */
+static gboolean is_bound_to(int fd, const char *path)
+{
+	struct sockaddr_un address = {0};
+	socklen_t size = sizeof(address) - 1;
+
+	return getpeername(fd, (struct sockaddr *)&address, &size) == 0 &&
+	       strcmp(address.sun_path, path) == 0;
+}
+
 int pf_qemu_connect(const char *path, gint64 pid, GError **error)
 {
 	struct sockaddr_un address = {.sun_family = AF_UNIX};
@@ -103,7 +116,7 @@ int pf_qemu_connect(const char *path, gint64 pid, GError **error)
 	fd = socket(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
 	if (fd < 0 || connect(fd, (struct sockaddr *)&address, sizeof(address)) < 0)
 		code = errno;
-	else if (!peer_is_qemu(fd, pid))
+	else if (!peer_is_qemu(fd, pid) || !is_bound_to(fd, path))
 		code = EPERM;
 	close(place);
 	if (code == 0)

@@ -10,10 +10,16 @@
  * have some, after everything that is readable was read, so that orders are long. Behind them frames that nobody
  * needs any more are given back. What else a store may hold (frames of an earlier service that nobody has claimed,
  * holes that a QEMU has touched) is looked for now and then, and not before every shim has had time to come back.
+ *
+ * Frames of an earlier service can go when it is known of every process that was ever given their store what it maps. The
+ * store says which these are, its members: it does not matter what libvirt knows, or who else knocks at the shims' socket.
+ * A member is known when it is a VM here, of whatever trust group by now, whose shim was heard of: a shim holds one store,
+ * and has named or released all that it maps of it. Nobody becomes a member but through us and when it is known, so a group
+ * that is complete stays complete. Where the kernel could not tell processes apart, everybody has to be known whom libvirt
+ * or the socket knows of, over all groups.
  */
 #include "host-service/service.h"
 #include "common/log.h"
-#include "host-service/pressure.h"
 #include "host-service/shim_listener.h"
 #include "host-service/vm.h"
 #include <glib-unix.h>
@@ -42,13 +48,13 @@ typedef struct Ending {
 struct PfService {
 	PfBroker *broker;
 	PfFusion *fusion;
-	PfHasher *hasher;
 	PfVmContext context;
 	PfGroups *groups;
 	PfPressure *pressure;
 	gboolean is_under_pressure;
-	GHashTable *domains; /* uuid (in the value) -> Domain */
-	GQueue ending;       /* of Ending */
+	GHashTable *domains;   /* uuid (in the value) -> Domain */
+	GHashTable *processes; /* pf_vm_process_id() (owned) -> PfVm, also those that are ending */
+	GQueue ending;         /* of Ending */
 	PfShimListener *shims;
 	guint pump_source, tick_source, sweep_source;
 	gboolean had_time; /* every shim that was there at the start has had time to come back */
@@ -69,7 +75,7 @@ static gboolean may_order(const PfService *service, const PfVm *vm)
 	const PfStore *store = pf_group_peek_store(pf_vm_group(vm));
 
 	return service->had_time || !store || pf_store_first_own(store) == PF_STORE_FIRST_FRAME ||
-	       pf_fusion_knows_all(service->fusion);
+	       pf_fusion_is_complete(service->fusion, pf_vm_group_name(vm));
 }
 
 static void pump_one(PfFusionVm *fusion_vm, void *userdata)
@@ -102,11 +108,61 @@ static void on_freed(void *userdata, const char *group, PfFrame frame)
 	pf_store_drop(pf_group_peek_store(pf_groups_find(service->groups, group)), frame);
 }
 
+/* Which groups are complete */
+
+static void free_vm(PfService *service, PfVm *vm)
+{
+	uint64_t process = vm ? pf_vm_process_id(vm) : 0;
+
+	if (g_hash_table_lookup(service->processes, &process) == vm)
+		g_hash_table_remove(service->processes, &process);
+	pf_vm_free(vm);
+}
+
+static bool is_known(void *userdata, uint64_t process)
+{
+	const PfService *service = userdata;
+	const PfVm *vm = g_hash_table_lookup(service->processes, &process);
+
+	return vm && pf_vm_is_known(vm);
+}
+
+/*
+ * Whether every process that may share memory has its VM here, by all that is known without the stores' members. A shim that
+ * nobody knows may be of a VM that libvirt has forgotten; it knocks again within SWEEP_S.
+ */
+static gboolean knows_everybody(const PfService *service)
+{
+	gboolean all =
+		service->was_connected && pf_shim_listener_is_quiet(service->shims, QUIET_US);
+	GHashTableIter iter;
+	Domain *domain;
+
+	g_hash_table_iter_init(&iter, service->domains);
+	while (all && g_hash_table_iter_next(&iter, NULL, (gpointer *)&domain))
+		all = domain->vm || !domain->domain.active || !domain->domain.has_shim;
+	return all && pf_fusion_knows_all(service->fusion);
+}
+
+static void update_group(void *userdata, const char *group, PfStore *store)
+{
+	PfService *service = userdata;
+	gboolean complete;
+
+	if (pf_fusion_is_complete(service->fusion, group) && !pf_store_members_unsure(store))
+		return;
+	complete = pf_store_members_known(store, is_known, service);
+	if (pf_store_members_unsure(store))
+		complete = complete && knows_everybody(service);
+	pf_fusion_set_complete(service->fusion, group, complete);
+}
+
 static gboolean on_pump(gpointer userdata)
 {
 	PfService *service = userdata;
 
 	service->pump_source = 0;
+	pf_groups_foreach_store(service->groups, update_group, service);
 	pf_fusion_foreach_pending(service->fusion, pump_one, service);
 	if (!pf_fusion_free_unused(service->fusion, FREE_A_TURN, on_freed, service))
 		on_wanted(service);
@@ -142,44 +198,33 @@ static void on_pressure(void *userdata, gboolean pressure)
 }
 
 /* A store with more in it than frames in use. */
-static void sweep_store(const PfService *service, const PfVm *vm)
+static void sweep_store(void *userdata, const char *group, PfStore *store)
 {
-	PfStore *store = pf_group_peek_store(pf_vm_group(vm));
-	uint64_t expected_kib, freed_kib = 0;
-	gboolean earlier;
+	PfService *service = userdata;
+	gboolean earlier = pf_store_first_own(store) > PF_STORE_FIRST_FRAME;
+	uint64_t expected_kib = pf_store_n_pages(store) * (PF_PAGE_SIZE / 1024), freed_kib = 0;
 
-	if (!store)
+	if (earlier && !pf_fusion_is_complete(service->fusion, group))
 		return;
-	earlier = pf_store_first_own(store) > PF_STORE_FIRST_FRAME;
-	if (earlier && !pf_fusion_knows_all(service->fusion))
-		return;
-	/* The frames and the label. */
-	expected_kib = (pf_store_n_frames(store) + 1) * (PF_PAGE_SIZE / 1024);
 	if (pf_store_allocated_kib(store) > expected_kib + (earlier ? 0 : SWEEP_SLACK_KIB))
 		freed_kib = pf_store_sweep(store);
 	if (freed_kib > 0)
 		pf_info("trust group %s: %" G_GUINT64_FORMAT
 			" KiB that nobody used went back to the host",
-			pf_vm_group_name(vm), (guint64)freed_kib);
+			group, (guint64)freed_kib);
 }
-
-static void update_complete(PfService *service);
 
 static gboolean on_sweep(gpointer userdata)
 {
 	PfService *service = userdata;
-	GHashTableIter iter;
-	Domain *domain;
 
 	service->had_time = TRUE;
-	update_complete(service);
+	pf_groups_foreach_store(service->groups, update_group, service);
+	on_wanted(service);
 	if (!service->connected)
 		return G_SOURCE_CONTINUE;
 	pf_groups_drop_unused(service->groups);
-	g_hash_table_iter_init(&iter, service->domains);
-	while (g_hash_table_iter_next(&iter, NULL, (gpointer *)&domain))
-		if (domain->vm)
-			sweep_store(service, domain->vm);
+	pf_groups_foreach_store(service->groups, sweep_store, service);
 	return G_SOURCE_CONTINUE;
 }
 
@@ -213,7 +258,7 @@ static void free_ending(gpointer data)
 	Ending *ending = data;
 
 	g_source_remove(ending->source);
-	pf_vm_free(ending->vm);
+	free_vm(ending->service, ending->vm);
 	g_free(ending);
 }
 
@@ -239,7 +284,7 @@ static void drop_vm(PfService *service, Domain *domain)
 		return;
 	pf_info("%s: not fused any more", domain->domain.name);
 	if (pf_vm_has_ended(vm)) {
-		pf_vm_free(vm);
+		free_vm(service, vm);
 		return;
 	}
 	gone.enabled = FALSE;
@@ -279,24 +324,6 @@ static PfVm *take_back(PfService *service, gint64 pid)
 	return vm;
 }
 
-/*
- * Whether every process that may share memory has its VM here. A shim that nobody knows may be of a VM that libvirt has
- * forgotten; it knocks again within SWEEP_S.
- */
-static void update_complete(PfService *service)
-{
-	gboolean complete =
-		service->was_connected && pf_shim_listener_is_quiet(service->shims, QUIET_US);
-	GHashTableIter iter;
-	Domain *domain;
-
-	g_hash_table_iter_init(&iter, service->domains);
-	while (complete && g_hash_table_iter_next(&iter, NULL, (gpointer *)&domain))
-		complete = domain->vm || !domain->domain.active || !domain->domain.has_shim;
-	pf_fusion_set_complete(service->fusion, complete);
-	on_wanted(service);
-}
-
 /* It is tried again at the domain's next event. */
 static void set_trouble(Domain *domain, const char *reason)
 {
@@ -304,6 +331,14 @@ static void set_trouble(Domain *domain, const char *reason)
 		pf_error("%s: %s", domain->domain.name, reason);
 	g_free(domain->trouble);
 	domain->trouble = g_strdup(reason);
+}
+
+static void add_process(PfService *service, PfVm *vm)
+{
+	uint64_t process = pf_vm_process_id(vm);
+
+	if (process != 0)
+		g_hash_table_replace(service->processes, g_memdup2(&process, sizeof process), vm);
 }
 
 static void make_vm(PfService *service, Domain *domain)
@@ -320,6 +355,7 @@ static void make_vm(PfService *service, Domain *domain)
 		set_trouble(domain, error->message);
 		return;
 	}
+	add_process(service, domain->vm);
 	g_clear_pointer(&domain->trouble, g_free);
 	pf_info("%s: trust group %s", domain->domain.name, domain->domain.group);
 }
@@ -388,7 +424,7 @@ static void on_domain_changed(void *userdata, const PfDomain *news)
 	else if (news->active && (news->enabled || news->has_shim) && news->pid > 0)
 		make_vm(service, domain);
 	pf_shim_listener_match(service->shims);
-	update_complete(service);
+	on_wanted(service);
 }
 
 static void on_domain_gone(void *userdata, const char *uuid)
@@ -400,7 +436,7 @@ static void on_domain_gone(void *userdata, const char *uuid)
 		return;
 	drop_vm(service, domain);
 	g_hash_table_remove(service->domains, uuid);
-	update_complete(service);
+	on_wanted(service);
 }
 
 static void on_libvirt_changed(void *userdata, gboolean connected, const char *reason)
@@ -418,7 +454,7 @@ static void on_libvirt_changed(void *userdata, gboolean connected, const char *r
 	service->connected = connected;
 	g_free(service->reason);
 	service->reason = g_strdup(reason);
-	update_complete(service);
+	on_wanted(service);
 }
 
 static void on_broker_closed(void *userdata)
@@ -434,30 +470,25 @@ static const PfBrokerEvents broker_events = {
 /* The service */
 
 PfService *pf_service_new(const PfServiceConfig *config, int broker_fd,
-	void (*closed)(void *userdata), void *userdata, GError **error)
+	void (*closed)(void *userdata), void *userdata)
 {
-	g_autoptr(PfService) service = g_new0(PfService, 1);
+	PfService *service = g_new0(PfService, 1);
 
 	service->closed = closed;
 	service->userdata = userdata;
 	service->reason = g_strdup("libvirt was not reached yet");
 	service->domains = g_hash_table_new_full(g_str_hash, g_str_equal, NULL, free_domain);
-	service->groups = pf_groups_new();
+	service->processes = g_hash_table_new_full(g_int64_hash, g_int64_equal, g_free, NULL);
+	service->groups = pf_groups_new(config->keeper, config->kept, config->n_kept);
 	g_queue_init(&service->ending);
 	service->fusion = pf_fusion_new(&config->fusion);
+	pf_fusion_set_memory_limit(service->fusion, config->memory_limit);
 	service->broker = pf_broker_new(broker_fd, &broker_events, service);
-	service->hasher = pf_hasher_new();
-	if (!service->hasher) {
-		g_set_error(error, G_IO_ERROR, G_IO_ERROR_FAILED, "OpenSSL has no SHA-256 here");
-		return NULL;
-	}
 	service->context = (PfVmContext){service->broker, service->fusion, service->groups,
-		service->hasher, config->thp, on_wanted, service};
-	service->shims = pf_shim_listener_new(config->shim_socket, find_vm, service, error);
-	if (!service->shims)
-		return NULL;
-	service->pressure = pf_pressure_new(on_pressure, service);
-	return g_steal_pointer(&service);
+		config->hasher, config->config, config->answer_ms, on_wanted, service};
+	service->shims = pf_shim_listener_new(config->shim_fd, find_vm, service);
+	service->pressure = pf_pressure_new(config->pressure, on_pressure, service);
+	return service;
 }
 
 void pf_service_free(PfService *service)
@@ -470,7 +501,7 @@ void pf_service_free(PfService *service)
 	g_clear_pointer(&service->shims, pf_shim_listener_free);
 	g_hash_table_iter_init(&iter, service->domains);
 	while (g_hash_table_iter_next(&iter, NULL, (gpointer *)&domain))
-		pf_vm_free(g_steal_pointer(&domain->vm));
+		free_vm(service, g_steal_pointer(&domain->vm));
 	g_queue_clear_full(&service->ending, free_ending);
 	/* Answers that are still awaited come later, as errors, when the service is gone: they find
 	 * their VMs closed and ask nothing else of it. */
@@ -480,9 +511,9 @@ void pf_service_free(PfService *service)
 	g_clear_handle_id(&service->sweep_source, g_source_remove);
 	g_clear_pointer(&service->pressure, pf_pressure_free);
 	g_clear_pointer(&service->domains, g_hash_table_unref);
+	g_clear_pointer(&service->processes, g_hash_table_unref);
 	g_clear_pointer(&service->groups, pf_groups_free);
 	g_clear_pointer(&service->fusion, pf_fusion_free);
-	g_clear_pointer(&service->hasher, pf_hasher_free);
 	g_free(service->reason);
 	g_free(service);
 }
@@ -493,7 +524,7 @@ static void visit_domain(const PfService *service, const Domain *domain,
 	PfVmView view = {
 		.domain = &domain->domain, .reason = "", .agent_version = "", .kernel = ""};
 
-	view.thp = domain->domain.thp == PF_THP_DEFAULT ? service->context.thp : domain->domain.thp;
+	view.thp = pf_vm_thp(service->context.config, &domain->domain);
 	if (domain->vm)
 		pf_vm_view(domain->vm, &view);
 	else if (domain->trouble)
@@ -551,9 +582,4 @@ gboolean pf_service_libvirt_connected(PfService *service, const char **reason)
 	if (reason)
 		*reason = service->reason;
 	return service->connected;
-}
-
-PfBroker *pf_service_broker(PfService *service)
-{
-	return service->broker;
 }

@@ -1,6 +1,12 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * A few messages are read in a turn, then others have theirs. What it takes of this thread's time to deal with them is
+ * charged to the VM's quota; when that says so nothing is read for a while, and what QEMU goes on to send waits in the
+ * socket, and QEMU with it. That delays this VM's own losses and answers, and nobody else's.
+ */
 #include "host-service/shim_link.h"
 #include "common/page.h"
+#include "host-service/cpu_time.h"
 #include "host-service/received_fds.h"
 #include <errno.h>
 #include <poll.h>
@@ -21,8 +27,10 @@
 struct PfShimLink {
 	int fd;
 	struct ucred peer;
-	int process; /* a pidfd of the peer's */
-	guint source;
+	int process;    /* a pidfd of the peer's */
+	PfQuota *quota; /* NULL: none */
+	guint source;   /* 0 also in a pause */
+	guint pause_source;
 	guint close_source; /* set once the connection has failed */
 	bool only_frozen;
 	const char *reason; /* a literal */
@@ -58,6 +66,7 @@ void pf_shim_link_free(PfShimLink *link)
 	if (!link)
 		return;
 	g_clear_handle_id(&link->source, g_source_remove);
+	g_clear_handle_id(&link->pause_source, g_source_remove);
 	g_clear_handle_id(&link->close_source, g_source_remove);
 	close(link->process);
 	/* What it sent and nobody has read is closed with it. */
@@ -96,6 +105,7 @@ void pf_shim_link_close(PfShimLink *link, const char *reason)
 	if (link->close_source)
 		return;
 	g_clear_handle_id(&link->source, g_source_remove);
+	g_clear_handle_id(&link->pause_source, g_source_remove);
 	link->reason = reason;
 	/* Not an idle source's priority: whoever keeps the loop busy must not keep descriptors open with it. */
 	link->close_source = g_timeout_add(0, report_closed, link);
@@ -193,6 +203,14 @@ static bool dispatch(
 	}
 }
 
+/* What a foreign version sends beside the frozen messages is not known here. */
+static bool fds_are_valid(const PfShimLink *link, const PfShimHeader *header)
+{
+	if (header->type == PF_SHIM_STORE_RETURN)
+		return header->n_fds == 1;
+	return header->n_fds == 0 || link->only_frozen;
+}
+
 static bool take_packet(
 	PfShimLink *link, uint8_t *packet, size_t size, int flags, unsigned n_fds, int *fd)
 {
@@ -201,7 +219,8 @@ static bool take_packet(
 	if (size < sizeof header || (flags & (MSG_TRUNC | MSG_CTRUNC)))
 		return false;
 	memcpy(&header, packet, sizeof header);
-	if (header.magic != PF_SHIM_MAGIC || header.length != size || header.n_fds != n_fds)
+	if (header.magic != PF_SHIM_MAGIC || header.length != size || header.n_fds != n_fds ||
+		!fds_are_valid(link, &header))
 		return false;
 	return dispatch(link, &header, packet + sizeof header, size - sizeof header, fd);
 }
@@ -247,22 +266,55 @@ void pf_shim_link_only_frozen(PfShimLink *link)
 	link->only_frozen = true;
 }
 
+static gboolean on_readable(gint fd, GIOCondition condition, gpointer userdata);
+
+static gboolean on_pause_over(gpointer userdata)
+{
+	PfShimLink *link = userdata;
+
+	link->pause_source = 0;
+	link->source = g_unix_fd_add(link->fd, G_IO_IN, on_readable, link);
+	return G_SOURCE_REMOVE;
+}
+
+static void charge(PfShimLink *link, uint64_t cpu_us)
+{
+	gint64 wait = pf_quota_spend(link->quota, 0, 0, cpu_us, g_get_monotonic_time());
+
+	if (wait <= 0 || !link->source)
+		return;
+	g_clear_handle_id(&link->source, g_source_remove);
+	link->pause_source = g_timeout_add((guint)(wait / 1000 + 1), on_pause_over, link);
+}
+
 static gboolean on_readable(gint fd, GIOCondition condition, gpointer userdata)
 {
 	PfShimLink *link = userdata;
+	uint64_t cpu_us = pf_cpu_time_us();
 
 	for (int i = 0; i < MESSAGES_A_TURN && link->source; i++)
 		if (!receive(link))
 			break;
-	/* The source is removed already where the link was closed meanwhile. */
+	if (link->quota)
+		charge(link, pf_cpu_time_us() - cpu_us + PF_QUOTA_TURN_US);
+	/* The source is removed already where the link was closed meanwhile, or has to wait. */
 	return G_SOURCE_CONTINUE;
 }
 
-void pf_shim_link_start(PfShimLink *link, const PfShimLinkEvents *events, void *userdata)
+void pf_shim_link_start(
+	PfShimLink *link, PfQuota *quota, const PfShimLinkEvents *events, void *userdata)
 {
+	link->quota = quota;
 	link->events = events;
 	link->userdata = userdata;
 	link->source = g_unix_fd_add(link->fd, G_IO_IN, on_readable, link);
+}
+
+bool pf_shim_link_has_unread(const PfShimLink *link)
+{
+	struct pollfd socket = {.fd = link->fd, .events = POLLIN};
+
+	return poll(&socket, 1, 0) > 0;
 }
 
 void pf_shim_link_send(

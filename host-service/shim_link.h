@@ -6,6 +6,7 @@
  * and sizes and enums were checked before the events hear of them. What they mean is checked by who
  * gets them.
  */
+#include "host-service/quota.h"
 #include "proto/shim_protocol.h"
 #include <glib.h>
 #include <stdbool.h>
@@ -42,7 +43,12 @@ bool pf_shim_link_is_alive(const PfShimLink *link);
 pid_t pf_shim_link_pid(const PfShimLink *link);
 uid_t pf_shim_link_uid(const PfShimLink *link);
 
-void pf_shim_link_start(PfShimLink *link, const PfShimLinkEvents *events, void *userdata);
+/* The time that messages take is charged to quota, which may be NULL. All three must live as long as the link. */
+void pf_shim_link_start(
+	PfShimLink *link, PfQuota *quota, const PfShimLinkEvents *events, void *userdata);
+
+/* Something has come that nobody has heard of yet. */
+bool pf_shim_link_has_unread(const PfShimLink *link);
 
 /* The shim speaks another version: what is not frozen in the protocol is not read any more. */
 void pf_shim_link_only_frozen(PfShimLink *link);

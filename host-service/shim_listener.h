@@ -10,11 +10,10 @@
 typedef struct PfShimListener PfShimListener;
 
 /*
- * Listens at path; beside it lies a lock, PATH.lock. find_vm() gives the VM that runs as this process, or NULL. NULL
- * with error set: G_IO_ERROR_BUSY when another process's service has the socket, which is left alone.
+ * fd: where they connect (nonblocking); consumed. find_vm() gives the VM that runs as this process, or NULL.
  */
-PfShimListener *pf_shim_listener_new(const char *path, PfVm *(*find_vm)(void *userdata, pid_t pid),
-	void *userdata, GError **error);
+PfShimListener *pf_shim_listener_new(
+	int fd, PfVm *(*find_vm)(void *userdata, pid_t pid), void *userdata);
 void pf_shim_listener_free(PfShimListener *listener);
 
 /* More VMs may be known than before. */

@@ -12,6 +12,8 @@
  * any two instructions has published nothing behind the mark, at the price of at most a step of numbers. Its eight
  * bytes lie in one page and are written by one call, which no signal can halve.
  *
+ * The pages between the label and the first frame are the table of members (store_members.c).
+ *
  * Who may come back with a store? Anybody with anything: the kernel is asked in an order in which no answer can be made
  * to wait or to lie. Seals exist for memory files only, so whoever has them is no FUSE file, and fstat() is safe. Its
  * owner is the user of whoever made it, and no other user can open it for writing: then its bytes are ours too, unless
@@ -21,7 +23,9 @@
 #include "host-service/store.h"
 #include "common/log.h"
 #include "host-service/frame_set.h"
+#include "host-service/process_id.h"
 #include "host-service/received_fds.h"
+#include "host-service/store_members.h"
 
 #include <assert.h>
 #include <errno.h>
@@ -41,7 +45,7 @@
 #define MARK_STEP      512u
 #define PAGE_KIB       (PF_PAGE_SIZE / 1024)
 #define LABEL_MAGIC    0x0065726f74736670ull /* "pfstore" */
-#define LABEL_VERSION  1u
+#define LABEL_VERSION  2u                    /* 1 had no members */
 #define SHMEM_ENABLED  "/sys/kernel/mm/transparent_hugepage/shmem_enabled"
 
 #define SEALS (F_SEAL_SHRINK | F_SEAL_GROW)
@@ -74,6 +78,8 @@ static_assert(sizeof(Label) == 296, "read by other versions");
 static_assert(sizeof(Label) <= PF_PAGE_SIZE, "one page");
 static_assert(PF_STORE_FIRST_FRAME % MARK_STEP == 0, "the first mark");
 
+#define MEMBER_PAGES (PF_STORE_FIRST_FRAME - 1) /* all between the label and the first frame */
+
 struct PfStore {
 	Label label; /* as it is written */
 	int fd, readonly_fd;
@@ -82,7 +88,8 @@ struct PfStore {
 	uint64_t n_live;
 	bool swept; /* below first_own there is nothing but what is live */
 	PfFrameSet *live;
-	PfFrameSet *used; /* by this service */
+	PfFrameSet *used;        /* by this service */
+	PfStoreMembers *members; /* NULL until fd is there */
 };
 
 static PfStore *store_alloc(void)
@@ -99,6 +106,7 @@ void pf_store_free(PfStore *store)
 {
 	if (!store)
 		return;
+	pf_store_members_free(store->members);
 	if (store->fd >= 0)
 		close(store->fd);
 	if (store->readonly_fd >= 0)
@@ -197,24 +205,21 @@ static int make_memfd(PfStore *store, const char *group)
 	if (fchmod(store->fd, 0600) < 0 || fcntl(store->fd, F_ADD_SEALS, SEALS) < 0)
 		return -errno;
 	store->first_own = label->mark;
+	store->members = pf_store_members_new(store->fd, PF_PAGE_SIZE, MEMBER_PAGES);
 	store->readonly_fd = reopen(store->fd, O_RDONLY);
 	return store->readonly_fd < 0 ? store->readonly_fd : 0;
 }
 
-static void warn_of_huge_frames(void)
+void pf_store_warn_of_huge_frames(void)
 {
-	static gsize warned;
 	g_autofree char *setting = NULL;
 
-	if (!g_once_init_enter(&warned))
-		return;
 	if (g_file_get_contents(SHMEM_ENABLED, &setting, NULL, NULL) &&
 		(strstr(setting, "[always]") || strstr(setting, "[within_size]") ||
 			strstr(setting, "[force]")))
 		pf_warning("a shared page of 4 KiB will take 2 MiB of memory, because %s is %s; "
 			   "write \"never\" or \"advise\" to it",
 			SHMEM_ENABLED, g_strchomp(setting));
-	g_once_init_leave(&warned, 1);
 }
 
 PfStore *pf_store_new(const char *group, GError **error)
@@ -228,7 +233,6 @@ PfStore *pf_store_new(const char *group, GError **error)
 		pf_store_free(store);
 		return NULL;
 	}
-	warn_of_huge_frames();
 	return store;
 }
 
@@ -278,6 +282,9 @@ static const char *take_over(PfStore *store, int fd)
 		!is_label(&store->label, store->room))
 		return "it has no label that this version can read";
 	store->first_own = store->label.mark;
+	store->members = pf_store_members_new(store->fd, PF_PAGE_SIZE, MEMBER_PAGES);
+	if (pf_store_members_load(store->members) < 0)
+		return "its members cannot be read";
 	return NULL;
 }
 
@@ -327,6 +334,28 @@ int pf_store_fd(const PfStore *store)
 uint64_t pf_store_first_own(const PfStore *store)
 {
 	return store->first_own;
+}
+
+/* Members */
+
+int pf_store_add_member(PfStore *store, int pidfd, pid_t pid)
+{
+	uint64_t process;
+
+	if (pf_process_id(pidfd, &process) < 0)
+		process = 0;
+	return pf_store_members_add(store->members, pid, process);
+}
+
+bool pf_store_members_known(
+	PfStore *store, bool (*is_known)(void *userdata, uint64_t process), void *userdata)
+{
+	return pf_store_members_are_known(store->members, is_known, userdata);
+}
+
+bool pf_store_members_unsure(const PfStore *store)
+{
+	return pf_store_members_has_unsure(store->members);
 }
 
 /* Frames */
@@ -431,8 +460,9 @@ static uint64_t sweep_range(PfStore *store, uint64_t first, uint64_t end)
 uint64_t pf_store_sweep(PfStore *store)
 {
 	uint64_t there = pf_store_allocated_kib(store) / PAGE_KIB, n_punched = 0;
-	uint64_t ours = store->n_live + 1; /* with the label */
-	off_t at = there > ours ? lseek(store->fd, PF_PAGE_SIZE, SEEK_DATA) : -1;
+	uint64_t ours = pf_store_n_pages(store);
+	off_t end = (off_t)(ours - store->n_live) << PF_PAGE_SHIFT; /* of label and members */
+	off_t at = there > ours ? lseek(store->fd, end, SEEK_DATA) : -1;
 
 	/* Not more than was too much: somebody may go before us and touch holes as fast as we find them. */
 	while (at >= 0 && n_punched < there - ours) {
@@ -451,6 +481,11 @@ uint64_t pf_store_sweep(PfStore *store)
 uint64_t pf_store_n_frames(const PfStore *store)
 {
 	return store->n_live;
+}
+
+uint64_t pf_store_n_pages(const PfStore *store)
+{
+	return store->n_live + 1 + pf_store_members_n_pages(store->members);
 }
 
 uint64_t pf_store_allocated_kib(const PfStore *store)

@@ -9,18 +9,23 @@
 #include "common/page.h"
 #include <glib.h>
 #include <stdbool.h>
+#include <sys/types.h>
 
 typedef struct PfStore PfStore;
 
 /*
- * The first page of a store is its label: whose it is, and which frame numbers were used. The service that made the
- * store writes it; a later one reads it. Frame numbers therefore begin at PF_STORE_FIRST_FRAME.
+ * The first page of a store is its label: whose it is, and which frame numbers were used. Behind it lies the table of its
+ * members, the processes that were ever given it. The service that made the store writes them; a later one reads them.
+ * Frame numbers therefore begin at PF_STORE_FIRST_FRAME.
  */
 #define PF_STORE_FIRST_FRAME 512u
 
 /* NULL with error set: no memory, or /proc is not mounted. group is the trust group's name and shows in
  * /proc/PID/maps. */
 PfStore *pf_store_new(const char *group, GError **error);
+
+/* Says so in the log where the host makes frames of 2 MiB. Reads a file of /sys. */
+void pf_store_warn_of_huge_frames(void);
 
 /*
  * A store that an earlier service made, from a descriptor of it that systemd kept or a shim sent back; consumed. It is
@@ -66,8 +71,25 @@ void pf_store_drop(PfStore *store, PfFrame frame);
  * service, or holes that somebody has touched. Returns KiB. */
 uint64_t pf_store_sweep(PfStore *store);
 
+/*
+ * To be called before this process (which lives) is given the store, and when it turns out to have it. 1: it is a member
+ * from now on; 0: it was; or -errno: -ENOSPC when there are too many.
+ */
+int pf_store_add_member(PfStore *store, int pidfd, pid_t pid);
+
+/*
+ * Whether is_known() holds for each member that lives, by its pf_process_id(). Members that have ended are forgotten.
+ * Those that cannot be told from other processes (the kernel had no pidfs) are not asked for: whether there are any.
+ */
+bool pf_store_members_known(
+	PfStore *store, bool (*is_known)(void *userdata, uint64_t process), void *userdata);
+bool pf_store_members_unsure(const PfStore *store);
+
 /* Frames written or claimed, and not dropped. */
 uint64_t pf_store_n_frames(const PfStore *store);
+
+/* Pages that the memfd is to hold: frames, label, and the table of members. */
+uint64_t pf_store_n_pages(const PfStore *store);
 
 /* Memory that the memfd takes by the kernel's count (st_blocks), in KiB. */
 uint64_t pf_store_allocated_kib(const PfStore *store);

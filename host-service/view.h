@@ -15,6 +15,7 @@ typedef struct PfVmView {
 	PfThp thp;             /* in force: never PF_THP_DEFAULT */
 	PfFusionVmStats stats; /* zeros while the VM does not run */
 	PfShimState shim;      /* as the shim last said, zeros before */
+	guint64 paused_ms; /* nothing was read from the VM, because it asked for too much; so far */
 } PfVmView;
 
 typedef struct PfHostView {

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 #include "host-service/vm_private.h"
+#include "host-service/process_id.h"
 #include <errno.h>
 #include <poll.h>
 #include <sys/pidfd.h>
@@ -57,13 +58,19 @@ PfVm *pf_vm_new(const PfVmContext *context, const PfDomain *domain, GError **err
 	vm->refs = 1;
 	vm->context = context;
 	vm->process = process;
+	if (pf_process_id(process, &vm->process_id) < 0)
+		vm->process_id = 0;
 	vm->pid = domain->pid;
 	vm->name = g_strdup(domain->name);
 	vm->group_name = g_strdup(domain->group);
 	vm->fusion = pf_fusion_add_vm(context->fusion, domain->group, vm);
-	vm->guest = pf_guest_new(context->broker, vm->fusion, domain, &guest_events, vm);
+	pf_quota_init(&vm->quota, pf_config_policy(context->config, domain->group),
+		g_get_monotonic_time());
+	pf_log_limit_init(&vm->log, vm->name, g_get_monotonic_time());
+	vm->guest = pf_guest_new(
+		context->broker, vm->fusion, domain, &vm->quota, &vm->log, &guest_events, vm);
 	vm->group = pf_groups_join(context->groups, domain->group);
-	vm->orders = pf_orders_new(vm->fusion, vm->guest, context->hasher, staging);
+	vm->orders = pf_orders_new(vm->fusion, vm->guest, context->hasher, &vm->log, staging);
 	pf_vm_adopt_store(vm);
 	pf_vm_update(vm, domain);
 	return vm;
@@ -86,12 +93,23 @@ gint64 pf_vm_pid(const PfVm *vm)
 	return vm->pid;
 }
 
+uint64_t pf_vm_process_id(const PfVm *vm)
+{
+	return vm->process_id;
+}
+
+gboolean pf_vm_is_known(const PfVm *vm)
+{
+	return pf_fusion_vm_is_known(vm->fusion);
+}
+
 void pf_vm_free(PfVm *vm)
 {
 	if (!vm)
 		return;
 	vm->closed = TRUE;
 	pf_vm_shim_free(vm);
+	pf_vm_patience_free(vm);
 	g_clear_pointer(&vm->orders, pf_orders_free);
 	g_clear_pointer(&vm->guest, pf_guest_free);
 	pf_fusion_remove_vm(vm->fusion);
@@ -120,15 +138,25 @@ void pf_vm_update(PfVm *vm, const PfDomain *domain)
 						     : "the VM may be fused again");
 	g_free(vm->refusal);
 	vm->refusal = g_steal_pointer(&refusal);
-	vm->thp = domain->thp == PF_THP_DEFAULT ? vm->context->thp : domain->thp;
+	vm->thp = pf_vm_thp(vm->context->config, domain);
 	pf_fusion_set_thp(vm->fusion, vm->thp);
+	pf_fusion_set_policy(vm->fusion, pf_config_policy(vm->context->config, vm->group_name),
+		domain->memory_pages);
 	pf_guest_update(vm->guest, domain);
 }
 
 void pf_vm_pump(PfVm *vm)
 {
-	if (vm->talk == TALK_READY)
-		pf_orders_pump(vm->orders, vm->shim);
+	if (vm->talk != TALK_READY)
+		return;
+	pf_orders_pump(vm->orders, vm->shim);
+	pf_vm_expect_answers(vm);
+}
+
+PfThp pf_vm_thp(const PfConfig *config, const PfDomain *domain)
+{
+	return domain->thp == PF_THP_DEFAULT ? pf_config_policy(config, domain->group)->thp
+					     : domain->thp;
 }
 
 PfGroup *pf_vm_group(const PfVm *vm)
@@ -161,6 +189,7 @@ static char *reason_for_maps(const PfVm *vm)
 static char *reason_of(const PfVm *vm)
 {
 	const char *reason = pf_guest_reason(vm->guest);
+	const char *exceeded = pf_quota_exceeded(&vm->quota, g_get_monotonic_time());
 
 	if (vm->refusal)
 		return g_strdup(vm->refusal);
@@ -182,6 +211,10 @@ static char *reason_of(const PfVm *vm)
 			"on when it has finished");
 	if (reason)
 		return g_strdup(reason);
+	if (exceeded)
+		return g_strdup_printf("its guest or its QEMU asks for more than its trust group "
+				       "allows and is slowed: %s",
+			exceeded);
 	return reason_for_maps(vm);
 }
 
@@ -195,5 +228,6 @@ void pf_vm_view(PfVm *vm, PfVmView *view)
 	view->shim_connected = vm->shim != NULL;
 	view->thp = vm->thp;
 	view->shim = vm->state;
+	view->paused_ms = vm->quota.paused_us / 1000;
 	pf_fusion_vm_stats(vm->fusion, &view->stats);
 }

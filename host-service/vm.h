@@ -3,6 +3,7 @@
 /* One VM whose QEMU has the shim: its guest, its shim, its place in fusion. */
 #include "common/digest.h"
 #include "host-service/broker.h"
+#include "host-service/config.h"
 #include "host-service/fusion.h"
 #include "host-service/groups.h"
 #include "host-service/shim_link.h"
@@ -10,13 +11,20 @@
 
 typedef struct PfVm PfVm;
 
+/*
+ * A shim that has to say something and does not, for so long, is disconnected; its HELLO has to come in a third of that.
+ * The same time is added once when it has said something that was not read yet.
+ */
+#define PF_VM_ANSWER_MS 30000u
+
 /* What VMs need of the service; lives as long as they do. */
 typedef struct PfVmContext {
 	PfBroker *broker;
 	PfFusion *fusion;
 	PfGroups *groups;
 	PfHasher *hasher;
-	PfThp thp; /* of VMs that do not say otherwise */
+	const PfConfig *config;
+	guint answer_ms; /* for how long a shim may be silent; 0: PF_VM_ANSWER_MS */
 	/* Orders may have become possible, here or for another VM. */
 	void (*wanted)(void *userdata);
 	void *userdata;
@@ -34,11 +42,18 @@ gboolean pf_vm_has_ended(const PfVm *vm);
 int pf_vm_process(const PfVm *vm);
 gint64 pf_vm_pid(const PfVm *vm);
 
+/* Its pf_process_id(); 0: there is none. Whether it is known what the process maps: pf_fusion_vm_is_known(). */
+uint64_t pf_vm_process_id(const PfVm *vm);
+gboolean pf_vm_is_known(const PfVm *vm);
+
 /*
  * The same domain; its state, flag, channel or memory changed. While its flag is off or it is refused everything that
  * it shares is released.
  */
 void pf_vm_update(PfVm *vm, const PfDomain *domain);
+
+/* The policy for huge pages that is in force for this domain, whether it has a PfVm or not. */
+PfThp pf_vm_thp(const PfConfig *config, const PfDomain *domain);
 
 PfGroup *pf_vm_group(const PfVm *vm);
 const char *pf_vm_group_name(const PfVm *vm);

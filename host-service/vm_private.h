@@ -30,12 +30,15 @@ struct PfVm {
 	gboolean closed;
 	const PfVmContext *context;
 	int process; /* a pidfd of QEMU's */
+	uint64_t process_id;
 	gint64 pid;
 	char *name, *group_name;
 	PfGroup *group;
 	PfFusionVm *fusion;
 	PfGuest *guest;
 	PfOrders *orders;
+	PfQuota quota; /* of its guest's and its QEMU's messages together */
+	PfLogLimit log;
 	PfThp thp;     /* in force */
 	char *refusal; /* why it is not to be fused at all; NULL: it is */
 
@@ -51,6 +54,17 @@ struct PfVm {
 	uint64_t settling_losses; /* pages said to be lost while SETTLING, fused or not */
 	PfListing *listing;       /* LISTING to SETTLING */
 	PfShimState state;
+
+	/* vm_patience.c */
+	guint deadline_source, deadline_ms; /* it has to say something; 0: it need not */
+	gboolean extended;                  /* the deadline has passed once already */
+	PfShimLink *waiting;                /* a connection that has to wait, until: */
+	guint wait_source;
+	guint n_connections;  /* lately */
+	gboolean is_held_off; /* so many that the last one had to wait */
+	gint64 connections_since_us;
+	guint capture_source, capture_pause_ms; /* it is not asked for captures; the newest pause */
+
 	char *reason; /* the newest that pf_vm_view() has made */
 };
 
@@ -66,5 +80,31 @@ void pf_vm_shim_guest_moved(PfVm *vm);
 /* Fusion goes on with the numbers of the group's store, if there is one. */
 void pf_vm_adopt_store(PfVm *vm);
 
+/* The conversation begins; link is consumed. */
+void pf_vm_shim_begin(PfVm *vm, PfShimLink *link);
+
+/* What keeps it from being fused, also logged when it is news. */
+void pf_vm_set_shim_reason(PfVm *vm, PfLogLevel level, char *reason);
+
 /* Lets go of the shim, at the end of the VM. */
 void pf_vm_shim_free(PfVm *vm);
+
+/* vm_patience.c */
+
+/* The shim has to say something from now on, or answer its orders; what that is begins the wait anew. */
+void pf_vm_expect(PfVm *vm, guint ms);
+void pf_vm_expect_nothing(PfVm *vm);
+void pf_vm_expect_answers(PfVm *vm);
+/* It has said something, if that was expected. */
+void pf_vm_was_heard(PfVm *vm);
+void pf_vm_has_captured(PfVm *vm);
+
+/* For how long the shim may be silent, in general and at first. */
+guint pf_vm_answer_ms(const PfVm *vm);
+guint pf_vm_hello_ms(const PfVm *vm);
+
+/* A shim that has connected; consumed. It has to wait when there were too many. */
+void pf_vm_admit(PfVm *vm, PfShimLink *link);
+
+/* At the end of the VM. */
+void pf_vm_patience_free(PfVm *vm);

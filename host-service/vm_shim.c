@@ -15,10 +15,11 @@
  * A shim that breaks the protocol or speaks out of turn is disconnected. It comes back by itself and goes through all
  * of this again; a reason that was logged already is not logged at each of its attempts. What it has fused stays fused
  * meanwhile, and stays counted. A VM that is refused, or whose flag is off, is disconnected as well, and released when
- * it comes back.
+ * it comes back. vm_patience.c says how long it may be silent.
  */
 #include "host-service/vm_private.h"
 #include "common/log.h"
+#include "host-service/cpu_time.h"
 #include "host-service/host_features.h"
 #include "host-service/received_fds.h"
 #include <errno.h>
@@ -33,11 +34,11 @@
 #define SPARE_LOSSES 65536u
 
 /* Takes the reason why the shim is not ready, and logs it when it is news. */
-static void set_reason(PfVm *vm, PfLogLevel level, char *reason)
+void pf_vm_set_shim_reason(PfVm *vm, PfLogLevel level, char *reason)
 {
 	gboolean news = g_strcmp0(reason, vm->logged) != 0;
 
-	pf_log(news ? level : PF_LOG_DEBUG, "%s: %s", vm->name, reason);
+	pf_log_limited(&vm->log, news ? level : PF_LOG_DEBUG, "%s", reason);
 	g_free(vm->shim_reason);
 	vm->shim_reason = reason;
 	if (!news)
@@ -45,6 +46,26 @@ static void set_reason(PfVm *vm, PfLogLevel level, char *reason)
 	g_free(vm->logged);
 	vm->logged = g_strdup(reason);
 	vm->logged_ready = FALSE;
+}
+
+/* What comes next, and by when if it is the shim that has to speak. */
+static void set_talk(PfVm *vm, PfTalk talk)
+{
+	vm->talk = talk;
+	switch (talk) {
+	case TALK_RETURNING:
+		pf_vm_expect(vm, pf_vm_hello_ms(vm));
+		break;
+	case TALK_FOREIGN:
+	case TALK_RELEASING:
+	case TALK_ATTACHING:
+	case TALK_LISTING:
+	case TALK_SETTLING:
+		pf_vm_expect(vm, pf_vm_answer_ms(vm));
+		break;
+	default:
+		pf_vm_expect_nothing(vm);
+	}
 }
 
 static void speaks_out_of_turn(PfVm *vm)
@@ -69,7 +90,7 @@ void pf_vm_shim_free(PfVm *vm)
 static void drop_shim(PfVm *vm)
 {
 	pf_vm_shim_free(vm);
-	vm->talk = TALK_HELLO;
+	set_talk(vm, TALK_HELLO);
 	vm->has_store = FALSE;
 	vm->settling_losses = 0;
 	vm->shim_serial++;
@@ -85,7 +106,8 @@ static void on_closed(void *userdata, const char *reason)
 	PfVm *vm = userdata;
 
 	drop_shim(vm);
-	set_reason(vm, PF_LOG_WARNING, g_strdup_printf("the shim in QEMU is gone: %s", reason));
+	pf_vm_set_shim_reason(
+		vm, PF_LOG_WARNING, g_strdup_printf("the shim in QEMU is gone: %s", reason));
 }
 
 /* Answers */
@@ -94,6 +116,9 @@ static void answered(PfVm *vm, gboolean asked)
 {
 	if (!asked)
 		pf_shim_link_close(vm->shim, "it answered what was not asked");
+	/* Others that it owes get their time from now on: it carries them out one after the other. */
+	pf_vm_expect_nothing(vm);
+	pf_vm_expect_answers(vm);
 	vm->context->wanted(vm->context->userdata);
 }
 
@@ -104,6 +129,7 @@ static void on_captured(void *userdata, uint64_t id, const uint8_t *answer, uint
 	answered(vm, vm->talk == TALK_READY &&
 			     pf_orders_captured(vm->orders, pf_group_peek_store(vm->group), id,
 				     answer, n_pages));
+	pf_vm_has_captured(vm);
 }
 
 static void on_fused(void *userdata, uint64_t id, const uint8_t *results, uint32_t n_pages)
@@ -133,7 +159,7 @@ static gboolean take_loss(PfVm *vm, const PfShimLost *lost, int64_t now_us)
 
 static void release_all(PfVm *vm)
 {
-	vm->talk = TALK_RELEASING;
+	set_talk(vm, TALK_RELEASING);
 	g_clear_handle_id(&vm->take_source, g_source_remove);
 	g_clear_pointer(&vm->listing, pf_listing_free);
 	pf_shim_link_send(vm->shim, PF_SHIM_RELEASE, RELEASE_ID, NULL, 0, -1);
@@ -151,6 +177,8 @@ static void on_lost(void *userdata, const PfShimLost *lost, size_t n)
 	int64_t now_us = g_get_monotonic_time();
 	gboolean good = TRUE;
 
+	if (vm->talk != TALK_READY)
+		pf_vm_was_heard(vm);
 	if (vm->talk == TALK_LISTING || vm->talk == TALK_TAKING) {
 		if (!pf_listing_add_lost(vm->listing, lost, n))
 			pf_shim_link_close(vm->shim, "it has lost more than the VM can have");
@@ -176,13 +204,30 @@ static void on_state(void *userdata, const PfShimState *state)
 	PfVm *vm = userdata;
 
 	if (state->stopped && !vm->logged_stop)
-		pf_error("%s: the shim has stopped fusing: %s", vm->name,
+		pf_log_limited(&vm->log, PF_LOG_ERROR, "the shim has stopped fusing: %s",
 			g_strerror(state->stopped_error));
 	vm->logged_stop |= state->stopped != 0;
 	vm->state = *state;
 }
 
 /* Getting ready */
+
+/* FALSE: it must not have the store; the reason is set. */
+static gboolean join_store(PfVm *vm, PfStore *store)
+{
+	int r = pf_store_add_member(store, vm->process, (pid_t)vm->pid);
+
+	if (r < 0) {
+		pf_vm_set_shim_reason(vm, PF_LOG_ERROR,
+			g_strdup_printf(
+				"it cannot be written down that it shares: %s", g_strerror(-r)));
+		return FALSE;
+	}
+	/* It comes with the store, and nobody has written that down: what it maps is heard first. */
+	if (r > 0 && !pf_vm_is_known(vm))
+		pf_fusion_set_complete(vm->context->fusion, vm->group_name, false);
+	return TRUE;
+}
 
 static void begin_fusing(PfVm *vm)
 {
@@ -192,8 +237,12 @@ static void begin_fusing(PfVm *vm)
 
 	g_clear_pointer(&vm->listing, pf_listing_free);
 	if (!store) {
-		set_reason(vm, PF_LOG_ERROR, g_strdup(error->message));
+		pf_vm_set_shim_reason(vm, PF_LOG_ERROR, g_strdup(error->message));
 		pf_shim_link_close(vm->shim, "there is no store for it");
+		return;
+	}
+	if (!join_store(vm, store)) {
+		pf_shim_link_close(vm->shim, "there is no room for it in the store");
 		return;
 	}
 	if (!vm->has_store) {
@@ -203,8 +252,9 @@ static void begin_fusing(PfVm *vm)
 	}
 	vm->has_store = TRUE;
 	pf_shim_link_send(vm->shim, PF_SHIM_STAGING, 0, NULL, 0, pf_orders_staging(vm->orders));
-	vm->talk = TALK_READY;
-	pf_log(vm->logged_ready ? PF_LOG_DEBUG : PF_LOG_INFO, "%s: the shim is ready", vm->name);
+	set_talk(vm, TALK_READY);
+	pf_log_limited(
+		&vm->log, vm->logged_ready ? PF_LOG_DEBUG : PF_LOG_INFO, "the shim is ready");
 	vm->logged_ready = TRUE;
 	update_ready(vm);
 }
@@ -216,25 +266,46 @@ static void end_list(PfVm *vm)
 	begin_fusing(vm);
 }
 
-static gboolean on_take(gpointer userdata)
+static gboolean on_take(gpointer userdata);
+
+/* Hashing what it has listed is charged to the VM as well. */
+static void take_later(PfVm *vm, uint64_t cpu_us)
 {
-	PfVm *vm = userdata;
+	gint64 wait = pf_quota_spend(&vm->quota, 0, 0, cpu_us, g_get_monotonic_time());
+
+	if (wait > 0)
+		vm->take_source = g_timeout_add((guint)(wait / 1000 + 1), on_take, vm);
+	else
+		vm->take_source = g_idle_add(on_take, vm);
+}
+
+static void end_taking(PfVm *vm)
+{
 	const PfShimRange *refused;
 	size_t n;
 
-	if (pf_listing_step(vm->listing))
-		return G_SOURCE_CONTINUE;
-	vm->take_source = 0;
 	refused = pf_listing_refused(vm->listing, &n);
 	if (n == 0) {
 		end_list(vm);
 	} else if (refused) {
-		vm->talk = TALK_SETTLING;
+		set_talk(vm, TALK_SETTLING);
 		pf_shim_link_send(
 			vm->shim, PF_SHIM_RELEASE, RELEASE_ID, refused, n * sizeof *refused, -1);
 	} else {
 		release_all(vm);
 	}
+}
+
+static gboolean on_take(gpointer userdata)
+{
+	PfVm *vm = userdata;
+	uint64_t cpu_us = pf_cpu_time_us();
+
+	vm->take_source = 0;
+	if (pf_listing_step(vm->listing))
+		take_later(vm, pf_cpu_time_us() - cpu_us);
+	else
+		end_taking(vm);
 	return G_SOURCE_REMOVE;
 }
 
@@ -242,7 +313,7 @@ static void list(PfVm *vm)
 {
 	const PfShimRange nothing = {0, 0};
 
-	vm->talk = TALK_LISTING;
+	set_talk(vm, TALK_LISTING);
 	vm->listing = pf_listing_new(
 		vm->fusion, vm->guest, pf_group_peek_store(vm->group), vm->context->hasher);
 	pf_fusion_list_begin(vm->fusion);
@@ -254,6 +325,7 @@ static void on_listed(void *userdata, uint64_t id, const PfShimRun *runs, uint32
 {
 	PfVm *vm = userdata;
 
+	pf_vm_was_heard(vm);
 	if (vm->talk != TALK_LISTING || id != LIST_ID)
 		speaks_out_of_turn(vm);
 	else if (!pf_listing_add(vm->listing, runs, n_runs))
@@ -279,7 +351,7 @@ static void attached(PfVm *vm)
 		begin_fusing(vm);
 		return;
 	}
-	vm->talk = TALK_LOCATING;
+	set_talk(vm, TALK_LOCATING);
 	pf_vm_shim_guest_changed(vm);
 }
 
@@ -292,6 +364,8 @@ static void on_ready(void *userdata, const PfShimReady *ready)
 		speaks_out_of_turn(vm);
 		return;
 	}
+	/* After one that says no the next may come at any time. */
+	pf_vm_expect_nothing(vm);
 	g_clear_pointer(&vm->shim_reason, g_free);
 	switch (ready->code) {
 	case PF_SHIM_READY_OK:
@@ -302,10 +376,11 @@ static void on_ready(void *userdata, const PfShimReady *ready)
 		return;
 	case PF_SHIM_READY_NO_FEATURES:
 		names = pf_host_feature_names(ready->missing_features);
-		set_reason(vm, PF_LOG_ERROR, g_strdup_printf("the host's kernel lacks %s", names));
+		pf_vm_set_shim_reason(
+			vm, PF_LOG_ERROR, g_strdup_printf("the host's kernel lacks %s", names));
 		return;
 	default:
-		set_reason(vm, PF_LOG_ERROR,
+		pf_vm_set_shim_reason(vm, PF_LOG_ERROR,
 			g_strdup_printf("the shim cannot start: %s", g_strerror(ready->error)));
 	}
 }
@@ -315,7 +390,7 @@ static gboolean on_device_again(gpointer userdata);
 /* A kernel without the device does not get one; any other error may pass. */
 static void no_device(PfVm *vm, const GError *error)
 {
-	set_reason(vm, PF_LOG_ERROR, g_strdup(error->message));
+	pf_vm_set_shim_reason(vm, PF_LOG_ERROR, g_strdup(error->message));
 	if (!g_error_matches(error, G_IO_ERROR, G_IO_ERROR_NOT_SUPPORTED))
 		vm->device_source = g_timeout_add_seconds(DEVICE_RETRY_S, on_device_again, vm);
 }
@@ -335,7 +410,7 @@ static void on_device(GObject *source, GAsyncResult *result, gpointer userdata)
 	if (!vm->closed && attach->serial == vm->shim_serial) {
 		if (fd >= 0) {
 			g_clear_pointer(&vm->shim_reason, g_free);
-			vm->talk = TALK_ATTACHING;
+			set_talk(vm, TALK_ATTACHING);
 			pf_shim_link_send(vm->shim, PF_SHIM_ATTACH, ATTACH_ID, NULL, 0, fd);
 		} else {
 			no_device(vm, error);
@@ -350,7 +425,7 @@ static void ask_for_device(PfVm *vm)
 {
 	Attach *attach = g_new(Attach, 1);
 
-	vm->talk = TALK_DEVICE;
+	set_talk(vm, TALK_DEVICE);
 	vm->refs++;
 	*attach = (Attach){vm, vm->shim_serial};
 	pf_broker_open_userfaultfd(vm->context->broker, on_device, attach);
@@ -369,10 +444,11 @@ static void maps_nothing(PfVm *vm)
 {
 	pf_fusion_shim_empty(vm->fusion);
 	vm->context->wanted(vm->context->userdata);
+	pf_vm_expect_nothing(vm);
 	if (vm->talk == TALK_FOREIGN)
 		return;
 	if (vm->refusal)
-		vm->talk = TALK_REFUSED;
+		set_talk(vm, TALK_REFUSED);
 	else
 		ask_for_device(vm);
 }
@@ -386,8 +462,8 @@ static void on_released(void *userdata, uint64_t id)
 	} else if (vm->talk == TALK_RELEASING || vm->talk == TALK_FOREIGN) {
 		maps_nothing(vm);
 	} else if (vm->talk == TALK_LISTING) {
-		vm->talk = TALK_TAKING;
-		vm->take_source = g_idle_add(on_take, vm);
+		set_talk(vm, TALK_TAKING);
+		take_later(vm, 0);
 	} else if (vm->talk == TALK_SETTLING) {
 		end_list(vm);
 	} else {
@@ -419,11 +495,15 @@ static void on_store_returned(void *userdata, const PfShimStore *store, int fd)
 		return;
 	}
 	if (!pf_group_take_returned(vm->group, fd, &why)) {
-		pf_info("%s: what it shares is released: %s", vm->name, why);
+		pf_log_limited(&vm->log, PF_LOG_INFO, "what it shares is released: %s", why);
 		release_all(vm);
 		return;
 	}
 	pf_vm_adopt_store(vm);
+	if (!join_store(vm, pf_group_peek_store(vm->group))) {
+		release_all(vm);
+		return;
+	}
 	vm->has_store = TRUE;
 	ask_for_device(vm);
 }
@@ -433,8 +513,8 @@ static void on_foreign(PfVm *vm, const PfShimHello *hello)
 {
 	pf_shim_link_only_frozen(vm->shim);
 	release_all(vm);
-	vm->talk = TALK_FOREIGN;
-	set_reason(vm, PF_LOG_WARNING,
+	set_talk(vm, TALK_FOREIGN);
+	pf_vm_set_shim_reason(vm, PF_LOG_WARNING,
 		g_strdup_printf("the VM's shim speaks protocol %u to %u and this service %u: "
 				"restart the VM to load the installed one",
 			hello->version_oldest, hello->version, PF_SHIM_VERSION));
@@ -453,7 +533,7 @@ static void on_hello(void *userdata, const PfShimHello *hello)
 	else if (vm->refusal)
 		release_all(vm);
 	else if (hello->flags & PF_SHIM_HAS_STORE)
-		vm->talk = TALK_RETURNING;
+		set_talk(vm, TALK_RETURNING);
 	else if (hello->fused_pages > 0)
 		pf_shim_link_close(vm->shim, "it shares pages and has no store");
 	else
@@ -473,19 +553,37 @@ static const PfShimLinkEvents shim_events = {
 	.closed = on_closed,
 };
 
+/* Who could write to the store through /proc, and so into every VM of the group. NULL: this user cannot. */
+static const char *user_that_may_write(uid_t uid)
+{
+	if (uid == 0)
+		return "root";
+	return uid == geteuid() ? "the user that pagefusiond's service runs as" : NULL;
+}
+
 void pf_vm_take_shim(PfVm *vm, PfShimLink *link)
 {
+	const char *user = user_that_may_write(pf_shim_link_uid(link));
+
 	drop_shim(vm);
-	if (pf_shim_link_uid(link) == 0) {
-		/* Root could write to the store through /proc, and so into every VM of the group. */
-		set_reason(vm, PF_LOG_ERROR,
-			g_strdup("QEMU runs as root: set user and group in /etc/libvirt/qemu.conf "
-				 "to another user and start the VM again"));
+	if (user) {
+		pf_vm_set_shim_reason(vm, PF_LOG_ERROR,
+			g_strdup_printf(
+				"QEMU runs as %s: set user and group in "
+				"/etc/libvirt/qemu.conf to another user and start the VM again",
+				user));
 		pf_shim_link_free(link);
 		/* No service ever gave it a store. */
 		pf_fusion_shim_empty(vm->fusion);
 		return;
 	}
+	pf_vm_admit(vm, link);
+}
+
+void pf_vm_shim_begin(PfVm *vm, PfShimLink *link)
+{
+	g_clear_pointer(&vm->shim_reason, g_free);
 	vm->shim = link;
-	pf_shim_link_start(link, &shim_events, vm);
+	pf_shim_link_start(link, &vm->quota, &shim_events, vm);
+	pf_vm_expect(vm, pf_vm_hello_ms(vm));
 }

@@ -5,7 +5,7 @@
 #include <glib.h>
 
 #define PF_CTL_MODIFY_USAGE                                                                        \
-	"modifyvm VM [--pagefusion on|off] [--thp preserve|balanced|all|default]"
+	"modifyvm VM [--pagefusion on|off] [--group NAME] [--thp preserve|balanced|all|default]"
 
 /* The options that were given. */
 typedef struct PfCtlOptions {
@@ -13,8 +13,8 @@ typedef struct PfCtlOptions {
 	gboolean json;
 	gboolean long_list;
 	gboolean machine_readable;
-	char *pagefusion; /* NULL: not given */
-	char *thp;        /* likewise */
+	char *pagefusion;  /* NULL: not given */
+	char *thp, *group; /* likewise */
 } PfCtlOptions;
 
 typedef struct PfCtl {

@@ -21,9 +21,9 @@ static const char help_text[] =
 	"        the VMs that libvirt knows\n"
 	"  showvminfo VM [--machinereadable | --json]\n"
 	"        what the service knows of one VM\n"
-	"  modifyvm VM [--pagefusion on|off] [--thp preserve|balanced|all|default]\n"
-	"        turn page fusion on or off for a VM that is shut off; say when its huge pages\n"
-	"        may be broken\n"
+	"  modifyvm VM [--pagefusion on|off] [--group NAME] [--thp preserve|balanced|all|default]\n"
+	"        turn page fusion on or off for a VM that is shut off; say with whom it may share,\n"
+	"        and when its huge pages may be broken\n"
 	"  metrics query [OBJECT [METRIC[,METRIC...]]] [--json]\n"
 	"        how much is shared; OBJECT is '*' (the default), 'host' or a VM\n"
 	"  --version, --help\n"
@@ -50,6 +50,7 @@ enum {
 	TAKES_MACHINE_READABLE = 1 << 2,
 	TAKES_PAGEFUSION = 1 << 3,
 	TAKES_THP = 1 << 4,
+	TAKES_GROUP = 1 << 5,
 };
 
 static const struct Command {
@@ -63,7 +64,8 @@ static const struct Command {
 		"list vms [--long] [--json]"},
 	{{"showvminfo"}, pf_ctl_show_vm_info, TAKES_JSON | TAKES_MACHINE_READABLE, 1, 1,
 		"showvminfo VM [--machinereadable | --json]"},
-	{{"modifyvm"}, pf_ctl_modify_vm, TAKES_PAGEFUSION | TAKES_THP, 1, 1, PF_CTL_MODIFY_USAGE},
+	{{"modifyvm"}, pf_ctl_modify_vm, TAKES_PAGEFUSION | TAKES_THP | TAKES_GROUP, 1, 1,
+		PF_CTL_MODIFY_USAGE},
 	{{"metrics", "query"}, pf_ctl_metrics_query, TAKES_JSON, 0, 2,
 		"metrics query [OBJECT [METRIC[,METRIC...]]] [--json]"},
 };
@@ -119,6 +121,7 @@ static void add_options(GOptionContext *context, PfCtl *ctl, unsigned takes)
 			NULL},
 		{"pagefusion", 0, 0, G_OPTION_ARG_FILENAME, &options->pagefusion, NULL, NULL},
 		{"thp", 0, 0, G_OPTION_ARG_FILENAME, &options->thp, NULL, NULL},
+		{"group", 0, 0, G_OPTION_ARG_FILENAME, &options->group, NULL, NULL},
 	};
 
 	g_option_context_add_main_entries(context, always, NULL);
@@ -202,5 +205,6 @@ PfCtlExit pf_ctl_run(int argc, char **argv, FILE *out, FILE *err)
 	g_strfreev(ctl.args);
 	g_free(ctl.options.pagefusion);
 	g_free(ctl.options.thp);
+	g_free(ctl.options.group);
 	return code;
 }

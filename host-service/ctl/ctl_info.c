@@ -133,6 +133,7 @@ static void print_running(FILE *out, GVariantDict *vm)
 	print_number(out, vm, "Shared:", "shared-kib", "kB");
 	print_number(out, vm, "Runs:", "runs", "pieces");
 	print_number(out, vm, "Revoked:", "revoked", "pages");
+	print_number(out, vm, "Over quota:", "over-quota", "pages");
 	print_number(out, vm, "Discarded:", "discarded", "pages");
 	print_number(out, vm, "Written:", "written", "pages");
 	print_number(out, vm, "Pinned:", "busy", "pages");
@@ -196,7 +197,7 @@ static void print_machine_readable(FILE *out, GVariant *description)
 	static const char *const keys[] = {"name", "uuid", "group", "state", "memory-kib",
 		"pagefusion", "thp", "thp-setting", "active", "reason", "shim-connected",
 		"agent-version", "kernel", "hinted", "fused", "shared-kib", "runs", "revoked",
-		"discarded", "written", "busy", "ways-out", "maps", "maps-budget"};
+		"over-quota", "discarded", "written", "busy", "ways-out", "maps", "maps-budget"};
 	g_auto(GVariantDict) vm = G_VARIANT_DICT_INIT(description);
 
 	for (size_t i = 0; i < G_N_ELEMENTS(keys); i++) {

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /* modifyvm: settings of one VM, changed together; silent when it is done. */
 #include "host-service/ctl/client.h"
+#include "host-service/group_name.h"
 #include "host-service/thp.h"
 
 static PfCtlExit check_pagefusion(PfCtl *ctl)
@@ -13,6 +14,19 @@ static PfCtlExit check_pagefusion(PfCtl *ctl)
 	if (ctl->options.thp && g_strcmp0(value, "off") == 0)
 		return pf_ctl_fail(ctl, PF_CTL_USAGE,
 			"a VM without page fusion has no policy for huge pages: leave --thp out");
+	if (ctl->options.group && g_strcmp0(value, "off") == 0)
+		return pf_ctl_fail(ctl, PF_CTL_USAGE,
+			"a VM without page fusion is in no trust group: leave --group out");
+	return PF_CTL_OK;
+}
+
+static PfCtlExit check_group(PfCtl *ctl)
+{
+	const char *value = ctl->options.group;
+
+	if (value && !pf_group_name_is_valid(value))
+		return pf_ctl_fail(ctl, PF_CTL_USAGE,
+			"--group cannot be '%s': give it " PF_GROUP_NAME_RULE, value);
 	return PF_CTL_OK;
 }
 
@@ -32,10 +46,12 @@ static PfCtlExit check_options(PfCtl *ctl)
 {
 	PfCtlExit code;
 
-	if (!ctl->options.pagefusion && !ctl->options.thp)
+	if (!ctl->options.pagefusion && !ctl->options.thp && !ctl->options.group)
 		return pf_ctl_fail(
 			ctl, PF_CTL_USAGE, "nothing to change: use " PF_CTL_MODIFY_USAGE);
 	code = check_pagefusion(ctl);
+	if (code == PF_CTL_OK)
+		code = check_group(ctl);
 	return code == PF_CTL_OK ? check_thp(ctl) : code;
 }
 
@@ -49,6 +65,8 @@ static GVariant *make_settings(const PfCtlOptions *options)
 			&settings, "pagefusion", "b", g_str_equal(options->pagefusion, "on"));
 	if (options->thp)
 		g_variant_dict_insert(&settings, "thp", "s", options->thp);
+	if (options->group)
+		g_variant_dict_insert(&settings, "group", "s", options->group);
 	return g_variant_dict_end(&settings);
 }
 

@@ -8,7 +8,7 @@
  * goes on alone, loses pages, and carries out orders that it still holds. The property for which all
  * this is kept: no frame is freed that a shim maps, or could map by an order that it holds.
  */
-#include "host-service/fusion.h"
+#include "host-service/fusion_private.h"
 #include <stdio.h>
 #include <stdlib.h>
 
@@ -40,7 +40,11 @@ typedef struct ModelVm {
 	PfFusionVm *vm;
 	unsigned group;
 	ShimState state;
+	unsigned given; /* bits: groups whose store of an earlier service its process was given */
+	unsigned foreign_group; /* not yet heard of, it may map a frame of another group: */
+	int64_t foreign;        /* that frame, or -1 */
 	PfThp thp;
+	uint64_t max_candidates, max_frames, max_index_bytes; /* its quotas */
 	GQueue orders; /* of PfOrder, owned: what the shim still holds */
 	uint8_t ram[N_GFNS];
 	int64_t mapped[N_GFNS]; /* frame, or -1 */
@@ -49,6 +53,7 @@ typedef struct ModelVm {
 
 typedef struct ModelStore {
 	int16_t frames[N_FRAMES]; /* content, or NEVER or GONE */
+	uint8_t givers[N_FRAMES]; /* the VM that gave it, plus one; 0: nobody that is here */
 	int64_t first_own;        /* frames below are of an earlier service; 0: there was none */
 	bool used;                /* a frame was published */
 } ModelStore;
@@ -58,6 +63,7 @@ typedef struct Model {
 	int64_t now_us;
 	bool no_memory;
 	bool pressure;
+	uint64_t memory_limit; /* 0: none */
 	uint64_t n_freed;
 	ModelVm vms[N_VMS];
 	ModelStore stores[N_GROUPS];
@@ -67,6 +73,7 @@ typedef struct Publish {
 	ModelStore *store;
 	bool no_memory;
 	const PfDigest *digests;
+	uint8_t giver; /* VM, plus one */
 } Publish;
 
 static void die(const char *what, int line)
@@ -109,6 +116,7 @@ static void drop_orders(ModelVm *m)
 
 static void map_nothing(ModelVm *m)
 {
+	m->foreign = -1;
 	for (unsigned i = 0; i < N_GFNS; i++)
 		m->mapped[i] = m->told[i] = -1;
 }
@@ -122,8 +130,35 @@ static bool publish(void *userdata, uint32_t page_of_order, PfFrame frame)
 		return false;
 	MUST(p->store->frames[frame.v] == NEVER);
 	p->store->frames[frame.v] = p->digests[page_of_order].bytes[0];
+	p->store->givers[frame.v] = p->giver;
 	p->store->used = true;
 	return true;
+}
+
+/* Frames that the VM has given and that are there still, and pages in orders to capture, of a shim that is here. */
+static uint64_t model_given(Model *model, const ModelVm *m)
+{
+	const ModelStore *store = model_store(model, m);
+	uint64_t n = 0;
+
+	for (unsigned i = 0; i < N_FRAMES; i++)
+		n += store->frames[i] >= 0 && store->givers[i] == m - model->vms + 1;
+	for (GList *link = m->orders.head; link; link = link->next) {
+		const PfOrder *order = link->data;
+
+		n += order->type == PF_ORDER_CAPTURE ? order->n_pages : 0;
+	}
+	return n;
+}
+
+static void forget_giver(Model *model, const ModelVm *m)
+{
+	ModelStore *store = model_store(model, m);
+
+	for (unsigned i = 0; i < N_FRAMES; i++) {
+		if (store->givers[i] == m - model->vms + 1)
+			store->givers[i] = 0;
+	}
 }
 
 static bool order_names(const PfOrder *order, uint64_t frame)
@@ -150,6 +185,11 @@ static bool could_map(const ModelVm *m, int64_t frame)
 	return false;
 }
 
+static bool is_unheard_member(const ModelVm *m, unsigned group)
+{
+	return m->vm && m->state == SHIM_UNHEARD && (m->given & 1u << group) != 0;
+}
+
 static void frame_freed(void *userdata, const char *group, PfFrame frame)
 {
 	Model *model = userdata;
@@ -161,10 +201,11 @@ static void frame_freed(void *userdata, const char *group, PfFrame frame)
 	for (unsigned i = 0; i < N_VMS; i++) {
 		const ModelVm *m = &model->vms[i];
 
-		if (!m->vm || m->group != number)
+		if (!m->vm)
 			continue;
-		MUST(!could_map(m, (int64_t)frame.v));
-		MUST(!old || m->state != SHIM_UNHEARD);
+		MUST(m->foreign != (int64_t)frame.v || m->foreign_group != number);
+		MUST(m->group != number || !could_map(m, (int64_t)frame.v));
+		MUST(!old || !is_unheard_member(m, number));
 	}
 	store->frames[frame.v] = GONE;
 	model->n_freed++;
@@ -187,12 +228,13 @@ static void model_list(Model *model, ModelVm *m, unsigned page, int64_t frame)
 	ModelStore *store = model_store(model, m);
 	bool exists = frame < (int64_t)N_FRAMES && store->frames[frame] >= 0;
 	bool own = frame >= store->first_own;
+	bool full = pf_vm_index_bytes(m->vm) >= m->max_index_bytes;
 	int r = pf_fusion_listed(m->vm, model_gfn(page), (PfFrame){(uint64_t)frame}, frame_digest,
 		store, model->now_us);
 
 	MUST(r == 0 || r == 1);
 	MUST(exists || r == 1);
-	MUST(!(exists && own) || r == 0);
+	MUST(!(exists && own) || r == 0 || full);
 	/* What is refused is released at once. */
 	m->mapped[page] = m->told[page] = r == 0 ? frame : -1;
 }

@@ -25,7 +25,7 @@ static void read_all(const PfDomainXml *xml)
 	g_autoptr(GPtrArray) files = pf_domain_xml_direct_files(xml);
 	const char *refusal = pf_domain_xml_refusal(xml);
 
-	require(*group);
+	require(group ? pf_group_name_is_valid(group) : refusal != NULL);
 	require(!channel || *channel);
 	require(!refusal || *refusal);
 	require(pf_domain_xml_thp(xml) <= PF_THP_ALL);
@@ -36,6 +36,7 @@ static void read_all(const PfDomainXml *xml)
 static void turn_on_and_off(PfDomainXml *xml)
 {
 	g_autofree char *text = NULL;
+	g_autofree char *group = NULL;
 	g_autoptr(PfDomainXml) again = NULL;
 
 	pf_domain_xml_enable(xml, SHIM, "/run/s");
@@ -45,6 +46,10 @@ static void turn_on_and_off(PfDomainXml *xml)
 	pf_domain_xml_set_thp(xml, PF_THP_PRESERVE);
 	require(pf_domain_xml_thp(xml) == PF_THP_PRESERVE);
 	require(!pf_domain_xml_set_thp(xml, PF_THP_PRESERVE));
+	pf_domain_xml_set_group(xml, "g");
+	require(!pf_domain_xml_set_group(xml, "g"));
+	group = pf_domain_xml_group(xml);
+	require(g_strcmp0(group, "g") == 0);
 	text = pf_domain_xml_format(xml);
 	again = pf_domain_xml_new(text, NULL);
 	require(again && pf_domain_xml_has_flag(again) && pf_domain_xml_has_shim(again));

@@ -62,6 +62,8 @@ static Reading read_stream(const uint8_t *stream, size_t size, size_t piece)
 	check(reading.n_frames == reader.n_frames);
 	reading.skipped_bytes = reader.skipped_bytes;
 	reading.left_bytes = reader.end - reader.start;
+	pf_frame_reader_reset(&reader);
+	check(reader.end == reader.start && reader.skipped_bytes == reading.skipped_bytes);
 	check(reading.frame_bytes + reading.skipped_bytes + reading.left_bytes == size);
 	pf_frame_reader_deinit(&reader);
 	return reading;
@@ -89,11 +91,11 @@ static size_t make_stream(uint8_t *stream, const uint8_t *data, size_t size, siz
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
-	uint8_t *stream = malloc(4 * size + 1);
+	uint8_t *stream = malloc(4 * size + PF_FRAME_HEADER_SIZE);
 	size_t piece, length;
 	Reading whole, pieces;
 
-	check(stream != NULL);
+	check(stream != NULL && pf_frame_write_header(stream, data, 0) == PF_FRAME_E_SIZE);
 	length = make_stream(stream, data, size, &piece);
 	whole = read_stream(stream, length, length);
 	pieces = read_stream(stream, length, piece);

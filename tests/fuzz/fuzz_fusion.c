@@ -33,10 +33,12 @@ static void add_vm(Model *model, unsigned i, unsigned group)
 	ModelVm *m = &model->vms[i];
 
 	m->group = group;
+	m->given = 0;
 	m->vm = pf_fusion_add_vm(model->fusion, group == 0 ? "one" : "two", m);
 	MUST(pf_fusion_vm_userdata(m->vm) == m);
 	m->state = SHIM_UNHEARD;
 	m->thp = PF_THP_ALL;
+	m->max_candidates = m->max_frames = m->max_index_bytes = UINT64_MAX;
 	g_queue_init(&m->orders);
 	map_nothing(m);
 	pf_fusion_set_ready(m->vm, true);
@@ -48,6 +50,17 @@ static void add_vm(Model *model, unsigned i, unsigned group)
 	}
 }
 
+/* Whoever was given it may map it still, but nothing is freed in it any more. */
+static void end_store(Model *model, unsigned group)
+{
+	forget_store(&model->stores[group]);
+	for (unsigned i = 0; i < N_VMS; i++) {
+		model->vms[i].given &= ~(1u << group);
+		if (model->vms[i].foreign_group == group)
+			model->vms[i].foreign = -1;
+	}
+}
+
 static void remove_vm(Model *model, unsigned i)
 {
 	ModelVm *m = &model->vms[i];
@@ -55,11 +68,12 @@ static void remove_vm(Model *model, unsigned i)
 
 	pf_fusion_remove_vm(m->vm);
 	drop_orders(m);
+	forget_giver(model, m);
 	m->vm = NULL;
 	for (unsigned k = 0; k < N_VMS; k++)
 		last &= !model->vms[k].vm || model->vms[k].group != m->group;
 	if (last)
-		forget_store(&model->stores[m->group]);
+		end_store(model, m->group);
 }
 
 static void op_module(Model *model, ModelVm *m, Input *in)
@@ -71,8 +85,48 @@ static void op_module(Model *model, ModelVm *m, Input *in)
 	pf_fusion_module(m->vm, take(in, N_MODULES + 1), &info);
 }
 
+/* What a hint changes. */
+typedef struct Charges {
+	uint64_t hinted, over_quota, candidates, index_bytes;
+} Charges;
+
+static void get_charges(const Model *model, Charges charges[N_VMS])
+{
+	for (unsigned i = 0; i < N_VMS; i++) {
+		const PfFusionVm *vm = model->vms[i].vm;
+		PfFusionVmStats stats;
+
+		pf_fusion_vm_stats(vm, &stats);
+		charges[i] = (Charges){
+			stats.hinted, stats.over_quota, vm->n_candidates, pf_vm_index_bytes(vm)};
+	}
+}
+
+/* The hints of m were taken as far as its quotas let them, and nobody else's changed. */
+static void check_charges(const Model *model, const ModelVm *m, const Charges before[N_VMS])
+{
+	const Charges *old = &before[m - model->vms], *new;
+	uint64_t fair = model->memory_limit / N_VMS;
+	Charges after[N_VMS];
+
+	get_charges(model, after);
+	for (unsigned i = 0; i < N_VMS; i++)
+		MUST(&model->vms[i] == m || memcmp(&after[i], &before[i], sizeof(after[i])) == 0);
+	new = &after[m - model->vms];
+	MUST(new->candidates <= MAX(old->candidates, m->max_candidates));
+	/* The last hint that was taken may have doubled a table. */
+	if (m->max_index_bytes < UINT64_MAX)
+		MUST(new->index_bytes <= MAX(old->index_bytes, m->max_index_bytes) + 1024);
+	if (new->over_quota > old->over_quota)
+		MUST(MAX(new->candidates, old->candidates) >= m->max_candidates ||
+			MAX(new->index_bytes, old->index_bytes) >= m->max_index_bytes ||
+			(model->memory_limit > 0 &&
+				MAX(new->index_bytes, old->index_bytes) > fair));
+}
+
 static void op_hints(Model *model, ModelVm *m, Input *in)
 {
+	Charges before[N_VMS];
 	uint32_t module = take(in, N_MODULES + 2);
 	uint64_t file_page = take(in, N_PAGES);
 	uint64_t gfn = take(in, N_GFNS);
@@ -84,8 +138,11 @@ static void op_hints(Model *model, ModelVm *m, Input *in)
 		if (content & 128 && gfn + i < N_GFNS && m->mapped[gfn + i] < 0)
 			m->ram[gfn + i] = digests[i].bytes[0];
 	}
-	pf_fusion_hints(m->vm, module, file_page, model_gfn(gfn), MIN(n, (unsigned)(N_GFNS - gfn)),
-		digests, model->now_us);
+	get_charges(model, before);
+	n = MIN(n, (unsigned)(N_GFNS - gfn));
+	pf_fusion_hints(m->vm, module, file_page, model_gfn(gfn), n, digests, model->now_us);
+	if (pf_vm_module(m->vm, module))
+		check_charges(model, m, before);
 }
 
 static void check_run(
@@ -121,13 +178,15 @@ static void op_next_order(Model *model, ModelVm *m)
 	MUST(n == order->n_pages);
 	MUST(order->type == PF_ORDER_FUSE || n <= PF_SHIM_MAX_CAPTURE);
 	g_queue_push_tail(&m->orders, order);
+	MUST(order->type == PF_ORDER_FUSE || model_given(model, m) <= m->max_frames);
 }
 
 static void answer_capture(Model *model, ModelVm *m, const PfOrder *order, Input *in, bool honest)
 {
 	uint8_t results[PF_SHIM_MAX_CAPTURE];
 	PfDigest digests[PF_SHIM_MAX_CAPTURE];
-	Publish p = {model_store(model, m), model->no_memory, digests};
+	Publish p = {
+		model_store(model, m), model->no_memory, digests, (uint8_t)(m - model->vms + 1)};
 	PfCapture capture = {results, digests, publish, &p};
 	uint32_t n = 0;
 
@@ -282,6 +341,8 @@ static void op_list(Model *model, ModelVm *m, Input *in)
 	drop_orders(m);
 	if (m->state == SHIM_HERE)
 		m->state = SHIM_AWAY;
+	/* It has the store, so it is written down that it has. */
+	m->given |= 1u << m->group;
 	pf_fusion_list_begin(m->vm);
 	for (unsigned i = 0; i < N_GFNS; i++) {
 		int64_t frame = m->mapped[i];
@@ -301,10 +362,11 @@ static void op_list(Model *model, ModelVm *m, Input *in)
 	pf_fusion_list_end(m->vm, model->now_us);
 	for (unsigned i = 0; i < N_GFNS; i++)
 		m->told[i] = m->mapped[i];
+	m->foreign = -1;
 	m->state = SHIM_HERE;
 }
 
-/* An earlier service's store; VMs that were not heard of yet map frames of it. */
+/* An earlier service's store; VMs that were not heard of yet map frames of it, also such as are of another group now. */
 static void op_adopt(Model *model, const ModelVm *of, Input *in)
 {
 	ModelStore *store = model_store(model, of);
@@ -325,16 +387,58 @@ static void op_adopt(Model *model, const ModelVm *of, Input *in)
 		ModelVm *m = &model->vms[take(in, N_VMS)];
 		unsigned frame = FIRST + take(in, n);
 
-		if (m->group == of->group && m->state == SHIM_UNHEARD && store->frames[frame] >= 0)
+		if (m->state != SHIM_UNHEARD || store->frames[frame] < 0)
+			continue;
+		m->given |= 1u << of->group;
+		if (m->group == of->group) {
 			m->mapped[take(in, N_GFNS)] = frame;
+		} else {
+			m->foreign_group = of->group;
+			m->foreign = frame;
+		}
 	}
+}
+
+/* false: there are more. */
+static bool free_unused(Model *model, uint32_t max_frames)
+{
+	for (unsigned group = 0; group < N_GROUPS; group++) {
+		bool complete = true;
+
+		for (unsigned i = 0; i < N_VMS; i++)
+			complete &= !is_unheard_member(&model->vms[i], group);
+		pf_fusion_set_complete(model->fusion, group == 0 ? "one" : "two", complete);
+	}
+	return pf_fusion_free_unused(model->fusion, max_frames, frame_freed, model);
+}
+
+/* Of 100 pages, so that percents are pages, or of index memory 4 KiB. */
+static void op_quotas(ModelVm *m, Input *in)
+{
+	PfPolicy policy = PF_POLICY_DEFAULTS;
+
+	policy.admission = 1 + take(in, 4);
+	policy.candidates_percent = take(in, 64);
+	policy.frames_percent = take(in, 16);
+	policy.index_memory_percent = take(in, 4);
+	m->max_candidates = policy.candidates_percent;
+	m->max_frames = policy.frames_percent;
+	m->max_index_bytes = UINT64_C(4096) * policy.index_memory_percent;
+	pf_fusion_set_policy(m->vm, &policy, 100);
 }
 
 static void op_policy(Model *model, ModelVm *m, Input *in)
 {
-	unsigned how = take(in, 6);
+	unsigned how = take(in, 12);
 
-	if (how < 3) {
+	if (how >= 8) {
+		op_quotas(m, in);
+	} else if (how == 7) {
+		model->memory_limit = (uint64_t)take(in, 8) * 65536;
+		pf_fusion_set_memory_limit(model->fusion, model->memory_limit);
+	} else if (how == 6) {
+		pf_fusion_set_capturing(m->vm, take(in, 2) == 0);
+	} else if (how < 3) {
 		m->thp = (PfThp)(PF_THP_PRESERVE + how);
 		pf_fusion_set_thp(m->vm, m->thp);
 	} else {
@@ -420,7 +524,7 @@ static void one_call(Model *model, Input *in)
 		op_list(model, m, in);
 		break;
 	case 16:
-		pf_fusion_free_unused(model->fusion, take(in, 256), frame_freed, model);
+		free_unused(model, take(in, 256));
 		break;
 	default:
 		op_rare(model, i, in);
@@ -461,6 +565,9 @@ static void check_against_model(const Model *model)
 		MUST(vm_stats.fused == fused);
 	}
 	MUST(pf_fusion_knows_all(model->fusion) == model_knows_all(model));
+	for (unsigned i = 0; i < N_VMS; i++)
+		MUST(pf_fusion_vm_is_known(model->vms[i].vm) ==
+			(model->vms[i].state != SHIM_UNHEARD));
 	pf_fusion_stats(model->fusion, &stats);
 	MUST(stats.shared == shared);
 	MUST(stats.freed == model->n_freed);
@@ -480,7 +587,7 @@ static void free_all(Model *model)
 		pf_fusion_session_started(model->vms[i].vm);
 		model_empty(&model->vms[i]);
 	}
-	MUST(pf_fusion_free_unused(model->fusion, UINT32_MAX, frame_freed, model));
+	MUST(free_unused(model, UINT32_MAX));
 	pf_fusion_stats(model->fusion, &stats);
 	MUST(stats.frames == 0);
 	check_against_model(model);
@@ -493,7 +600,6 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	unsigned wanted = 0;
 
 	model->fusion = pf_fusion_new(&PF_FUSION_DEFAULTS);
-	pf_fusion_set_complete(model->fusion, true);
 	for (unsigned i = 0; i < N_GROUPS; i++)
 		forget_store(&model->stores[i]);
 	for (unsigned i = 0; i < N_VMS; i++)

@@ -1,12 +1,16 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 /*
  * What the host says: the input as the payload of a message, and as a stream of them (a length byte
- * before each) to a conversation that has something to tell and must keep to the window.
+ * before each) to a conversation that has something to tell and must keep to the window. A length of 0
+ * is no message: what happens to the agent then stands in the byte after it.
  */
 #include "common/frame.h"
 #include "guest-agent/conversation.h"
 #include "guest-agent/host_message.h"
 #include <stdlib.h>
+#include <string.h>
+
+#define MIN(a, b) ((a) < (b) ? (a) : (b))
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
@@ -42,16 +46,47 @@ static void feed(PfConversation *conversation, const uint8_t *payload, size_t si
 		abort();
 }
 
-/* No hello can have opened more than the largest window. */
+/* No hello can have opened more than the largest window; without one it knocks, once. */
 static void drain(PfConversation *conversation)
 {
 	const uint8_t *data;
 	size_t size, frames = 0;
 
 	while (pf_conversation_output(conversation, &data, &size) == 0 && size > 0) {
-		if (!pf_conversation_active(conversation) || ++frames > PF_HOST_MAX_WINDOW)
+		if (++frames > (pf_conversation_active(conversation) ? PF_HOST_MAX_WINDOW + 1 : 3))
 			abort();
 		pf_conversation_sent(conversation, size);
+	}
+}
+
+/* What is sent in part only has to be gone on with. */
+static void send_some(PfConversation *conversation)
+{
+	const uint8_t *data;
+	size_t size;
+
+	if (pf_conversation_output(conversation, &data, &size) == 0 && size > 1)
+		pf_conversation_sent(conversation, size / 2);
+}
+
+static void happen(PfConversation *conversation, unsigned what)
+{
+	switch (what % 6) {
+	case 0:
+	case 1:
+		pf_conversation_knock(conversation, what % 6 == 1);
+		break;
+	case 2:
+		pf_conversation_restart(conversation);
+		break;
+	case 3:
+		pf_conversation_lost(conversation);
+		break;
+	case 4:
+		send_some(conversation);
+		break;
+	default:
+		drain(conversation);
 	}
 }
 
@@ -68,11 +103,17 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	conversation = pf_conversation_new(&files, &facts);
 	if (!conversation)
 		return 0;
-	while (size > 0) {
-		size_t length = data[0] < size ? data[0] : size - 1;
+	while (size > 1) {
+		size_t length = MIN(data[0], size - 1);
 
-		feed(conversation, data + 1, length);
-		drain(conversation);
+		if (length == 0) {
+			happen(conversation, data[1]);
+			length = 1;
+		} else {
+			feed(conversation, data + 1, length);
+			if (data[0] % 2)
+				drain(conversation);
+		}
 		data += 1 + length;
 		size -= 1 + length;
 	}

@@ -31,6 +31,10 @@ typedef struct Guest {
 	PfGuestRange ram[PF_SESSION_MAX_RAM_RANGES];
 	size_t n_ram;
 	GHashTable *modules; /* id + 1 to the number of pages */
+	uint64_t heard;      /* frames that the sink has heard of, hints left out */
+	gboolean in_output;  /* a part of the newest output was taken */
+	uint64_t at_output;  /* heard when it began */
+	uint64_t drained;    /* the same of the newest that was taken whole: those are answered */
 } Guest;
 
 static void check(gboolean holds)
@@ -39,11 +43,24 @@ static void check(gboolean holds)
 		abort();
 }
 
+/* A guest may send twice the window without taking what we say; the frame that is one too many is heard still. */
+static void count_frame(Guest *guest)
+{
+	check(++guest->heard - guest->drained <= 2 * PF_SESSION_WINDOW_FRAMES + 1);
+}
+
 static void check_text(const char *text)
 {
 	check(strlen(text) <= PF_SESSION_MAX_NAME && g_utf8_validate(text, -1, NULL));
 	for (const char *p = text; *p; p = g_utf8_next_char(p))
 		check(!g_unichar_iscntrl(g_utf8_get_char(p)));
+}
+
+static void open_channel(Guest *guest)
+{
+	pf_session_open(guest->session);
+	guest->in_output = FALSE;
+	guest->drained = guest->heard;
 }
 
 static uint64_t new_session_id(void *userdata)
@@ -60,6 +77,7 @@ static void on_started(void *userdata, const PfGuestInfo *info)
 	Guest *guest = userdata;
 	uint64_t behind = 0;
 
+	count_frame(guest);
 	check(!guest->started && !guest->mute);
 	check(info->n_ram >= 1 && info->n_ram <= PF_SESSION_MAX_RAM_RANGES);
 	check_text(info->agent_version);
@@ -88,6 +106,7 @@ static void on_module(void *userdata, uint32_t id, const PfModuleInfo *info)
 	Guest *guest = userdata;
 	volatile uint8_t last;
 
+	count_frame(guest);
 	check(guest->started && id < PF_SESSION_MAX_MODULES);
 	check_text(info->name);
 	check(info->n_pages >= 1 && info->n_pages <= PF_SESSION_MAX_MODULE_PAGES);
@@ -130,6 +149,7 @@ static void on_withdrawn(void *userdata, uint32_t id, const PfFileRange *ranges,
 	Guest *guest = userdata;
 	uint64_t module_pages = pages_of(guest, id);
 
+	count_frame(guest);
 	check(guest->started && n_ranges > 0);
 	for (size_t i = 0; i < n_ranges; i++) {
 		check(ranges[i].n_pages > 0 && ranges[i].first_page < module_pages);
@@ -141,7 +161,10 @@ static void on_withdrawn(void *userdata, uint32_t id, const PfFileRange *ranges,
 
 static void on_reported(void *userdata, uint64_t n_modules, uint64_t n_pages)
 {
-	check(((Guest *)userdata)->started);
+	Guest *guest = userdata;
+
+	count_frame(guest);
+	check(guest->started);
 }
 
 static const PfSessionSink sink = {
@@ -158,7 +181,7 @@ static void feed(Guest *guest, const uint8_t *bytes, size_t size)
 
 	check(r == PF_SESSION_OK || r == PF_SESSION_E_FLOOD);
 	if (r == PF_SESSION_E_FLOOD)
-		pf_session_open(guest->session);
+		open_channel(guest);
 }
 
 static void feed_frame(Guest *guest, const Record *record, gboolean message, gboolean torn)
@@ -187,15 +210,20 @@ static void take_output(Guest *guest, size_t max)
 	size_t taken = 0;
 
 	for (;;) {
-		size_t size;
+		size_t there, size;
 
-		pf_session_output(guest->session, &size);
-		check(taken + size <= 256);
-		size = MIN(size, max - taken);
+		pf_session_output(guest->session, &there);
+		check(taken + there <= 256);
+		size = MIN(there, max - taken);
 		if (size == 0)
 			return;
+		if (!guest->in_output)
+			guest->at_output = guest->heard;
 		pf_session_sent(guest->session, size);
 		taken += size;
+		guest->in_output = size < there;
+		if (!guest->in_output)
+			guest->drained = guest->at_output;
 	}
 }
 
@@ -221,7 +249,7 @@ static void run(Guest *guest, const Record *record)
 		take_output(guest, SIZE_MAX);
 		break;
 	case OP_OPEN:
-		pf_session_open(guest->session);
+		open_channel(guest);
 		break;
 	}
 }

@@ -87,39 +87,101 @@ static const PfShimLinkEvents events = {
 
 /* An even operation is a packet as it stands; an odd one gets a right header, with the operation as
  * its type. */
-static void say(int peer, const Record *record)
+static void say(int peer, const Record *record, unsigned n_fds)
 {
-	PfShimHeader header = {PF_SHIM_MAGIC, record->operation >> 1, 0,
+	union {
+		struct cmsghdr align;
+		char bytes[CMSG_SPACE(2 * sizeof(int))];
+	} control;
+	PfShimHeader header = {PF_SHIM_MAGIC, record->operation >> 1, (uint16_t)n_fds,
 		(uint32_t)(sizeof header + record->size), 0, record->operation};
 	struct iovec parts[] = {{&header, sizeof header}, {(void *)record->bytes, record->size}};
 	struct msghdr message = {.msg_iov = parts, .msg_iovlen = 2};
+	const int fds[] = {peer, peer};
 
 	if (record->operation % 2 == 0) {
 		message.msg_iov = &parts[1];
 		message.msg_iovlen = 1;
 	}
+	if (n_fds > 0) {
+		message.msg_control = &control;
+		message.msg_controllen = CMSG_SPACE(n_fds * sizeof(int));
+		*CMSG_FIRSTHDR(&message) =
+			(struct cmsghdr){.cmsg_len = CMSG_LEN(n_fds * sizeof(int)),
+				.cmsg_level = SOL_SOCKET,
+				.cmsg_type = SCM_RIGHTS};
+		memcpy(CMSG_DATA(CMSG_FIRSTHDR(&message)), fds, n_fds * sizeof(int));
+	}
 	/* It fails once the other end has closed. */
-	if (sendmsg(peer, &message, MSG_NOSIGNAL | MSG_DONTWAIT) < 0)
-		return;
+	(void)sendmsg(peer, &message, MSG_NOSIGNAL | MSG_DONTWAIT);
+}
+
+/* Two at a time, so that one may have to wait for its turn. */
+static void turn(PfShimLink *link, int peer)
+{
+	bool unread = pf_shim_link_has_unread(link);
+	uint8_t packet[64];
+
 	while (g_main_context_iteration(NULL, FALSE))
 		;
+	REQUIRE(unread || !pf_shim_link_has_unread(link));
+	if (!closed)
+		pf_shim_link_send(link, PF_SHIM_LIST, 1, "x", 1, peer);
+	while (recv(peer, packet, sizeof packet, MSG_DONTWAIT) > 0)
+		;
+}
+
+/* The first byte: see the bits. */
+enum {
+	ONLY_FROZEN = 1,
+	WITH_FD = 2,
+	WITH_TWO = 4, /* descriptors, if with any */
+	SLOWED = 8,   /* by its quota, after the first messages */
+	CLOSES = 16,  /* its end, when all was said */
+	CLOSED = 32,  /* by the service, before the first */
+};
+
+static void converse(PfShimLink *link, int peer, unsigned how, const uint8_t *data, size_t size)
+{
+	unsigned n_fds = how & WITH_FD ? 1 + !!(how & WITH_TWO) : 0, n = 0;
+	Record record;
+
+	if (how & ONLY_FROZEN)
+		pf_shim_link_only_frozen(link);
+	if (how & CLOSED)
+		pf_shim_link_close(link, "of no use");
+	while (next_record(&data, &size, &record)) {
+		say(peer, &record, n_fds);
+		if (n++ % 2)
+			turn(link, peer);
+	}
+	turn(link, peer);
+	if (how & CLOSES) {
+		shutdown(peer, SHUT_RDWR);
+		turn(link, peer);
+		REQUIRE(closed || how & SLOWED);
+	}
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
-	Record record;
+	PfPolicy policy = PF_POLICY_DEFAULTS;
 	PfShimLink *link;
+	PfQuota quota;
 	int fds[2];
 
+	if (size == 0)
+		return 0;
 	closed = false;
 	REQUIRE(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, fds) == 0);
 	link = pf_shim_link_new(fds[0], NULL);
-	REQUIRE(link);
-	pf_shim_link_start(link, &events, NULL);
-	if (size > 0 && data[size - 1] % 8 == 0)
-		pf_shim_link_only_frozen(link);
-	while (next_record(&data, &size, &record))
-		say(fds[1], &record);
+	REQUIRE(link && pf_shim_link_is_alive(link));
+	REQUIRE(pf_shim_link_pid(link) == getpid() && pf_shim_link_uid(link) == geteuid());
+	pf_quota_init(&quota, &policy, g_get_monotonic_time());
+	if (data[0] & SLOWED)
+		pf_quota_spend(&quota, 0, 0, 10000000, g_get_monotonic_time());
+	pf_shim_link_start(link, &quota, &events, NULL);
+	converse(link, fds[1], data[0], data + 1, size - 1);
 	pf_shim_link_free(link);
 	close(fds[1]);
 	return 0;

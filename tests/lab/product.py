@@ -2,6 +2,8 @@
 """The programs under test: pagefusiond as a process of ours, and pagefusionctl as a user runs it."""
 import json
 import os
+import pwd
+import shutil
 import subprocess
 import time
 
@@ -14,6 +16,25 @@ VM_RUNS, VM_REVOKED = "Guest/PageFusion/Runs", "Guest/PageFusion/Revoked"
 VM_FUSED = "Guest/PageFusion/Fused"
 
 THP = "all"  # breaks every huge page that has a page to fuse, so that the figures mean all that can be shared
+
+
+USER, USER_ID = "pagefusion", 64321
+
+
+def give_user(directory):
+    """A machine without the service's user gets one, in the lab's own mounts."""
+    try:
+        pwd.getpwnam(USER)
+        return
+    except KeyError:
+        pass
+    lines = {"passwd": f"{USER}:x:{USER_ID}:{USER_ID}::/nonexistent:/usr/sbin/nologin\n",
+             "group": f"{USER}:x:{USER_ID}:\n"}
+    for name, line in lines.items():
+        copy = shutil.copy(os.path.join("/etc", name), directory)
+        with open(copy, "a", encoding="utf-8") as f:
+            f.write(line)
+        subprocess.run(["mount", "--bind", copy, os.path.join("/etc", name)], check=True)
 
 
 class Product:
@@ -35,8 +56,13 @@ class Product:
         self.log = os.path.join(directory, "pagefusiond.log")
         run_dir = os.path.join(directory, "pagefusion")
         os.makedirs(run_dir, mode=0o755)
-        self.service = spawn([self.service_path, "--run-dir", run_dir, "--shim", shim_path, "--thp", THP, *options],
-                             self.log)
+        give_user(directory)
+        # The machine may have a configuration: not for us.
+        config = os.path.join(directory, "pagefusiond.conf")
+        with open(config, "w", encoding="utf-8"):
+            pass
+        self.service = spawn([self.service_path, "--config", config, "--run-dir", run_dir, "--shim", shim_path,
+                              "--thp", THP, *options], self.log)
 
         def answers():
             if ended(self.service):

@@ -88,6 +88,10 @@ class BadInput(unittest.TestCase):
         self.assert_refusal(self.product.ctl("modifyvm", "plain", "--thp", "some"), "some", "balanced")
         self.assert_refusal(self.product.ctl("modifyvm", "plain", "--thp", "all"), "page fusion is off",
                             "--pagefusion on")
+        self.assert_refusal(self.product.ctl("modifyvm", "plain", "--group", "a/b"), "a/b", "1 to 63 letters")
+        self.assert_refusal(self.product.ctl("modifyvm", "plain", "--group", ""), "--group", "1 to 63 letters")
+        self.assert_refusal(self.product.ctl("modifyvm", "plain", "--group", "tenant-1"), "page fusion is off",
+                            "--pagefusion on --group NAME")
         self.assert_refusal(self.product.ctl("dance"), "dance")
         self.assertEqual(self.definition("plain"), before)
 
@@ -100,6 +104,7 @@ class BadInput(unittest.TestCase):
         self.libvirt.virsh("start", "plain")
         before = self.definition("plain")
         self.assert_refusal(self.product.ctl("modifyvm", "plain", "--pagefusion", "on"), "plain", "shut")
+        self.assert_refusal(self.product.ctl("modifyvm", "plain", "--group", "tenant-1"), "plain", "shut")
         self.assertEqual(self.definition("plain"), before)
         self.libvirt.virsh("destroy", "plain")
 
@@ -116,22 +121,41 @@ class BadInput(unittest.TestCase):
         """What showvminfo says to a person."""
         return self.product.ctl("showvminfo", name).stdout
 
+    def redefine(self, text):
+        """As an administrator does with an editor."""
+        path = os.path.join(self.directory, "edited.xml")
+        with open(path, "w", encoding="utf-8") as f:
+            f.write(text)
+        self.libvirt.virsh("define", path)
+
     def test_3_policy(self):
         self.assertRegex(self.info("plain"), r"Huge pages: +all \(host\)\n")
         self.assertEqual(self.product.ctl("modifyvm", "plain", "--thp", "preserve").returncode, 0)
         self.assertRegex(self.info("plain"), r"Huge pages: +preserve\n")
         text = self.definition("plain")
         self.assertIn("preserve", text)
-        path = os.path.join(self.directory, "edited.xml")
-        with open(path, "w", encoding="utf-8") as f:
-            f.write(text.replace("preserve", "some"))
-        self.libvirt.virsh("define", path)
+        self.redefine(text.replace("preserve", "some"))
         self.assert_refusal(self.product.ctl("modifyvm", "plain", "--pagefusion", "on"), "<pf:pagefusion thp>",
                             "preserve, balanced, all or default")
         done = self.product.ctl("modifyvm", "plain", "--pagefusion", "on", "--thp", "default")
         self.assertEqual((done.returncode, done.stderr), (0, ""))
         self.assertRegex(self.info("plain"), r"Huge pages: +all \(host\)\n")
         self.assertNotIn("thp", self.definition("plain"))
+
+    def test_3_trust_group(self):
+        self.assertRegex(self.info("plain"), r"Group: +default\n")
+        self.assertEqual(self.product.ctl("modifyvm", "plain", "--group", "tenant-1").returncode, 0)
+        self.assertRegex(self.info("plain"), r"Group: +tenant-1\n")
+        self.assertIn(', group "tenant-1", ', self.product.ctl("list", "vms", "--long").stdout)
+        text = self.definition("plain")
+        self.assertRegex(text, r"<pf:pagefusion [^>]*group=.tenant-1.")
+        self.redefine(text.replace("tenant-1", "tenant 1"))
+        self.assert_refusal(self.product.ctl("modifyvm", "plain", "--pagefusion", "on"), "<pf:pagefusion group>",
+                            "1 to 63 letters")
+        done = self.product.ctl("modifyvm", "plain", "--pagefusion", "on", "--group", "default")
+        self.assertEqual((done.returncode, done.stderr), (0, ""))
+        self.assertRegex(self.info("plain"), r"Group: +default\n")
+        self.assertNotIn("group=", self.definition("plain"))
 
     def test_4_no_libvirt(self):
         stop(self.libvirt.processes[-1])

@@ -141,7 +141,11 @@ class Run(unittest.TestCase):
         self.assertIn("slow", self.refused("test", "slow"))
         self.assertIn("one label", self.refused("test", "unit", "vmm"))
         self.assertIn("no argument", self.refused("check", "all"))
-        self.assertIn("--seconds", self.refused("fuzz", "--seconds", "0"))
+        self.assertIn("1 to 604800", self.refused("fuzz", "--seconds", "0"))
+        self.assertIn("1 to 604800", self.refused("fuzz", "--seconds", "604801"))
+        self.assertIn("--seconds", self.refused("fuzz", "--seconds"))
+        self.assertIn("--targets", self.refused("fuzz", "--targets", "vm"))
+        self.assertIn("does not exist", self.refused("fuzz", "--json", "no/such/directory/file"))
 
 
 if __name__ == "__main__":

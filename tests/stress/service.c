@@ -25,8 +25,8 @@ __attribute__((noreturn)) static void become_service(const Stress *stress, int b
 	snprintf(number, sizeof number, "%d", broker_fd);
 	execl(stress->options.defect == STRESS_OFFSET_USED_AGAIN ? PF_TEST_DEFECT_SERVICE
 								 : PF_TEST_PAGEFUSIOND,
-		"pagefusiond", "--broker-fd", number, "--no-bus", "--run-dir", stress->dir,
-		"--revoke-delay-ms", "0", NULL);
+		"pagefusiond", "--broker-fd", number, "--no-bus", "--user", "64321", "--run-dir",
+		stress->dir, "--revoke-delay-ms", "0", NULL);
 	_exit(127);
 }
 
@@ -63,6 +63,17 @@ static bool is_store(const char *path)
 	       g_str_has_prefix(target, "/memfd:pagefusion") && !strstr(target, "staging");
 }
 
+/* The first process has no store; its only child, where there is another broker, is the service. 0: it has none. */
+static pid_t child_of(pid_t front)
+{
+	g_autofree char *path = g_strdup_printf("/proc/%d/task/%d/children", front, front);
+	g_autofree char *children = NULL;
+
+	if (!g_file_get_contents(path, &children, NULL, NULL))
+		return 0;
+	return (pid_t)g_ascii_strtoll(children, NULL, 10);
+}
+
 /* Memory of the stores that the service has open. Two descriptors of one count once. */
 static uint64_t store_kib(pid_t service)
 {
@@ -91,7 +102,7 @@ void service_look(Stress *stress)
 
 	if (stress->service == 0)
 		return;
-	stress->store_kib = store_kib(stress->service);
+	stress->store_kib = store_kib(child_of(stress->service));
 	stress->store_kib_max = MAX(stress->store_kib_max, stress->store_kib);
 	if (waitpid(stress->service, &status, WNOHANG) != stress->service)
 		return;

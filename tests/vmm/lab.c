@@ -5,6 +5,7 @@
  * waits for that, the main loop turns, because the answer may depend on the service.
  */
 #include "tests/vmm/lab.h"
+#include "host-service/shim_socket.h"
 #include "tests/vmm/toy_broker.h"
 #include <errno.h>
 #include <fcntl.h>
@@ -23,14 +24,18 @@
 #include <unistd.h>
 #include <cmocka.h>
 
-#define NOBODY  65534
-#define WAIT_US (20 * G_USEC_PER_SEC)
+#define SERVICE_USER G_STRINGIFY(LAB_SERVICE_UID)
+#define WAIT_US      (20 * G_USEC_PER_SEC)
 
 struct Lab {
 	char dir[64], socket[96];
 	bool own_process;
+	unsigned answer_ms;
 	pid_t daemon;
 	ToyBroker *broker;
+	PfShimSocket *shims; /* these, with the service in this process */
+	PfConfig *config;
+	PfHasher *hasher;
 	PfService *service;
 	LabVm vms[LAB_MAX_VMS];
 	unsigned n_vms;
@@ -49,36 +54,51 @@ static void start_process(Lab *lab, int broker_fd)
 	lab->daemon = fork();
 	assert_true(lab->daemon >= 0);
 	if (lab->daemon == 0) {
-		execl(PF_TEST_PAGEFUSIOND, "pagefusiond", "--broker-fd", fd, "--no-bus",
-			"--run-dir", lab->dir, "--thp", "all", NULL);
+		execl(PF_TEST_PAGEFUSIOND, "pagefusiond", "--broker-fd", fd, "--no-bus", "--user",
+			SERVICE_USER, "--run-dir", lab->dir, "--thp", "all", NULL);
 		_exit(127);
 	}
 	close(broker_fd);
 }
 
-static void start_service(Lab *lab)
+static void start_here(Lab *lab, int broker_fd)
 {
 	PfServiceConfig config = {
-		.shim_socket = lab->socket, .thp = PF_THP_ALL, .fusion = PF_FUSION_DEFAULTS};
+		.fusion = PF_FUSION_DEFAULTS, .pressure = pf_pressure_open_host()};
 	g_autoptr(GError) error = NULL;
+
+	lab->shims = pf_shim_socket_new(lab->socket, &error);
+	if (!lab->shims)
+		fail_msg("pf_shim_socket_new: %s", error->message);
+	lab->config = pf_config_new();
+	pf_config_set_thp(lab->config, PF_THP_ALL);
+	lab->hasher = pf_hasher_new();
+	assert_non_null(lab->hasher);
+	config.answer_ms = lab->answer_ms;
+	config.config = lab->config;
+	config.hasher = lab->hasher;
+	config.shim_fd = fcntl(pf_shim_socket_fd(lab->shims), F_DUPFD_CLOEXEC, 0);
+	lab->service = pf_service_new(&config, broker_fd, on_closed, NULL);
+}
+
+static void start_service(Lab *lab)
+{
 	int fd;
 
 	lab->broker = toy_broker_start(&fd);
-	if (lab->own_process) {
+	if (lab->own_process)
 		start_process(lab, fd);
-	} else {
-		lab->service = pf_service_new(&config, fd, on_closed, NULL, &error);
-		if (!lab->service)
-			fail_msg("pf_service_new: %s", error->message);
-	}
+	else
+		start_here(lab, fd);
 	toy_broker_set_libvirt(lab->broker, TRUE, "");
 }
 
-Lab *lab_new(bool own_process)
+static Lab *new_lab(bool own_process, unsigned answer_ms)
 {
 	Lab *lab = g_new0(Lab, 1);
 
 	lab->own_process = own_process;
+	lab->answer_ms = answer_ms;
 	strcpy(lab->dir, "/tmp/pf-vmm-XXXXXX");
 	assert_non_null(g_mkdtemp(lab->dir));
 	/* The VMs make their channels' sockets there. */
@@ -86,6 +106,16 @@ Lab *lab_new(bool own_process)
 	snprintf(lab->socket, sizeof(lab->socket), "%s/shim.sock", lab->dir);
 	start_service(lab);
 	return lab;
+}
+
+Lab *lab_new(bool own_process)
+{
+	return new_lab(own_process, 0);
+}
+
+Lab *lab_new_impatient(unsigned answer_ms)
+{
+	return new_lab(false, answer_ms);
 }
 
 static void stop_service(Lab *lab)
@@ -96,6 +126,9 @@ static void stop_service(Lab *lab)
 	}
 	lab->daemon = 0;
 	g_clear_pointer(&lab->service, pf_service_free);
+	g_clear_pointer(&lab->shims, pf_shim_socket_free);
+	g_clear_pointer(&lab->config, pf_config_free);
+	g_clear_pointer(&lab->hasher, pf_hasher_free);
 	g_clear_pointer(&lab->broker, toy_broker_stop);
 }
 
@@ -159,12 +192,13 @@ void lab_restart_service(Lab *lab)
 }
 
 __attribute__((noreturn)) static void become(
-	const Lab *lab, const char *const argv[], int in, int out)
+	const Lab *lab, const char *const argv[], uid_t uid, bool has_shim, int in, int out)
 {
 	if (dup2(in, STDIN_FILENO) < 0 || dup2(out, STDOUT_FILENO) < 0 || setgroups(0, NULL) < 0 ||
-		setresgid(NOBODY, NOBODY, NOBODY) < 0 || setresuid(NOBODY, NOBODY, NOBODY) < 0)
+		setresgid(uid, uid, uid) < 0 || setresuid(uid, uid, uid) < 0)
 		_exit(126);
-	setenv("LD_PRELOAD", PF_TEST_SHIM, 1);
+	if (has_shim)
+		setenv("LD_PRELOAD", PF_TEST_SHIM, 1);
 	setenv("PAGEFUSION_SOCKET", lab->socket, 1);
 #ifdef __SANITIZE_ADDRESS__
 	setenv("ASAN_OPTIONS", "verify_asan_link_order=0", 1);
@@ -173,14 +207,20 @@ __attribute__((noreturn)) static void become(
 	_exit(127);
 }
 
-pid_t lab_spawn(const Lab *lab, const char *const argv[], int in, int out)
+static pid_t spawn(
+	const Lab *lab, const char *const argv[], uid_t uid, bool has_shim, int in, int out)
 {
 	pid_t pid = fork();
 
 	assert_true(pid >= 0);
 	if (pid == 0)
-		become(lab, argv, in, out);
+		become(lab, argv, uid, has_shim, in, out);
 	return pid;
+}
+
+pid_t lab_spawn(const Lab *lab, const char *const argv[], int in, int out)
+{
+	return spawn(lab, argv, LAB_VM_UID, true, in, out);
 }
 
 static void read_line(LabVm *vm, char *line, size_t size)
@@ -274,7 +314,7 @@ LabVm *lab_adopt_vm(Lab *lab, const char *name, const char *group, pid_t pid, ui
 	return vm;
 }
 
-LabVm *lab_start_vm(Lab *lab, const char *name, const char *group)
+static LabVm *start_vm(Lab *lab, const char *name, const char *group, uid_t uid, bool has_shim)
 {
 	LabVm *vm = add_vm(lab, name, group);
 	const char *argv[] = {PF_TEST_TOY_VMM, vm->channel, NULL};
@@ -283,7 +323,7 @@ LabVm *lab_start_vm(Lab *lab, const char *name, const char *group)
 
 	assert_int_equal(pipe2(to, O_CLOEXEC), 0);
 	assert_int_equal(pipe2(from, O_CLOEXEC), 0);
-	vm->pid = lab_spawn(lab, argv, to[0], from[1]);
+	vm->pid = spawn(lab, argv, uid, has_shim, to[0], from[1]);
 	close(to[0]);
 	close(from[1]);
 	vm->to = to[1];
@@ -295,6 +335,21 @@ LabVm *lab_start_vm(Lab *lab, const char *name, const char *group)
 		2);
 	open_pagemap(vm);
 	return vm;
+}
+
+LabVm *lab_start_vm(Lab *lab, const char *name, const char *group)
+{
+	return start_vm(lab, name, group, LAB_VM_UID, true);
+}
+
+LabVm *lab_start_bare_vm(Lab *lab, const char *name, const char *group)
+{
+	return start_vm(lab, name, group, LAB_VM_UID, false);
+}
+
+LabVm *lab_start_bare_vm_as(Lab *lab, const char *name, const char *group, uid_t uid)
+{
+	return start_vm(lab, name, group, uid, false);
 }
 
 void lab_announce(LabVm *vm)

@@ -10,7 +10,11 @@
 #include <stdint.h>
 #include <sys/types.h>
 
-#define LAB_MAX_VMS 4
+#define LAB_MAX_VMS 8
+
+/* Who a VM runs as, and the service where it is a process of its own. */
+#define LAB_VM_UID      65534
+#define LAB_SERVICE_UID 64321
 
 typedef struct Lab Lab;
 
@@ -30,6 +34,8 @@ typedef struct LabVm {
 #define LAB_HIGH_PAGES 512u
 
 Lab *lab_new(bool own_process);
+/* In this process; it waits no longer than that for an answer of a shim. */
+Lab *lab_new_impatient(unsigned answer_ms);
 void lab_free(Lab *lab);
 
 PfService *lab_service(Lab *lab); /* in this process only */
@@ -42,6 +48,10 @@ void lab_restart_service(Lab *lab);
 
 /* A process; the service does not know that it is a VM before lab_announce(). */
 LabVm *lab_start_vm(Lab *lab, const char *name, const char *group);
+/* One that does not load the shim. */
+LabVm *lab_start_bare_vm(Lab *lab, const char *name, const char *group);
+/* The same, as another user. */
+LabVm *lab_start_bare_vm_as(Lab *lab, const char *name, const char *group, uid_t uid);
 void lab_announce(LabVm *vm);
 /* The same, with something in it changed. */
 void lab_announce_changed(LabVm *vm, void (*change)(PfDomain *domain));

@@ -3,12 +3,14 @@
 #include <errno.h>
 #include <glib.h>
 #include <glib/gstdio.h>
+#include <poll.h>
 #include <setjmp.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/pidfd.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
@@ -17,7 +19,8 @@
 #include <unistd.h>
 #include <cmocka.h>
 
-#define WAIT_US (10 * G_USEC_PER_SEC)
+#define WAIT_US      (10 * G_USEC_PER_SEC)
+#define SERVICE_USER "64321"
 
 typedef struct Daemon {
 	pid_t pid;
@@ -42,7 +45,7 @@ static int set_up(void **state)
 
 static int tear_down(void **state)
 {
-	static const char *const names[] = {"shim.sock", "shim.sock.lock", "libvirt"};
+	static const char *const names[] = {"shim.sock", "shim.sock.lock", "libvirt", "conf"};
 	Rig *rig = *state;
 
 	for (size_t i = 0; i < G_N_ELEMENTS(names); i++) {
@@ -55,11 +58,16 @@ static int tear_down(void **state)
 	return 0;
 }
 
-static Daemon start_with_policy(const Rig *rig, const char *uri, const char *thp)
+/* With options of a list that NULL ends, after those that all have. */
+static Daemon start_with(const Rig *rig, const char *uri, const char *const *options)
 {
+	const char *argv[24] = {"pagefusiond", "--no-bus", "--connect", uri, "--run-dir", rig->dir};
+	size_t n = 6;
 	Daemon daemon;
 	int log[2];
 
+	while (*options && n + 1 < G_N_ELEMENTS(argv))
+		argv[n++] = *options++;
 	assert_int_equal(pipe(log), 0);
 	daemon.pid = fork();
 	assert_true(daemon.pid >= 0);
@@ -68,8 +76,7 @@ static Daemon start_with_policy(const Rig *rig, const char *uri, const char *thp
 		dup2(log[1], STDERR_FILENO);
 		close(log[0]);
 		close(log[1]);
-		execl(PF_TEST_PAGEFUSIOND, "pagefusiond", "--no-bus", "--connect", uri, "--run-dir",
-			rig->dir, "--thp", thp, NULL);
+		execv(PF_TEST_PAGEFUSIOND, (char *const *)argv);
 		_exit(127);
 	}
 	close(log[1]);
@@ -79,7 +86,9 @@ static Daemon start_with_policy(const Rig *rig, const char *uri, const char *thp
 
 static Daemon start(const Rig *rig, const char *uri)
 {
-	return start_with_policy(rig, uri, "balanced");
+	static const char *const options[] = {"--user", SERVICE_USER, NULL};
+
+	return start_with(rig, uri, options);
 }
 
 static bool accepts_shims(const Rig *rig)
@@ -143,16 +152,6 @@ static void test_second_one(void **state)
 	kill(first.pid, SIGTERM);
 	assert_int_equal(end_of(&first, log, sizeof log), 0);
 	assert_int_equal(access(rig->socket, F_OK), -1);
-	/* A killed one leaves its socket and its lock file, which are no hindrance. */
-	first = start(rig, "test:///default");
-	wait_until_it_listens(rig);
-	kill(first.pid, SIGKILL);
-	waitpid(first.pid, NULL, 0);
-	close(first.log);
-	second = start(rig, "test:///default");
-	wait_until_it_listens(rig);
-	kill(second.pid, SIGTERM);
-	assert_int_equal(end_of(&second, log, sizeof log), 0);
 }
 
 /* A libvirtd that takes connections and never says anything. */
@@ -215,17 +214,246 @@ static void test_ignores_broken_pipes(void **state)
 	assert_int_equal(end_of(&daemon, log, sizeof log), 0);
 }
 
+/* Its children */
+
+typedef struct Child {
+	pid_t pid;
+	int fd; /* a pidfd */
+} Child;
+
+static bool is_named(pid_t pid, const char *name)
+{
+	g_autofree char *path = g_strdup_printf("/proc/%d/comm", pid);
+	g_autofree char *comm = NULL;
+
+	return g_file_get_contents(path, &comm, NULL, NULL) && strcmp(g_strchomp(comm), name) == 0;
+}
+
+/* 0: not yet. */
+static pid_t find_child(const Daemon *daemon, const char *name)
+{
+	g_autofree char *path =
+		g_strdup_printf("/proc/%d/task/%d/children", daemon->pid, daemon->pid);
+	g_autofree char *text = NULL;
+	g_auto(GStrv) numbers = NULL;
+
+	if (!g_file_get_contents(path, &text, NULL, NULL))
+		return 0;
+	numbers = g_strsplit(text, " ", -1);
+	for (char **number = numbers; *number; number++) {
+		pid_t pid = (pid_t)g_ascii_strtoll(*number, NULL, 10);
+
+		if (pid > 0 && is_named(pid, name))
+			return pid;
+	}
+	return 0;
+}
+
+static Child wait_for_child(const Daemon *daemon, const char *name)
+{
+	gint64 deadline = g_get_monotonic_time() + WAIT_US;
+	Child child;
+
+	while ((child.pid = find_child(daemon, name)) == 0) {
+		if (g_get_monotonic_time() > deadline)
+			fail_msg("pagefusiond has no process %s", name);
+		g_usleep(1000);
+	}
+	child.fd = pidfd_open(child.pid, 0);
+	assert_true(child.fd >= 0);
+	return child;
+}
+
+static void expect_end(Child *child)
+{
+	struct pollfd event = {.fd = child->fd, .events = POLLIN};
+
+	assert_int_equal(poll(&event, 1, (int)(WAIT_US / 1000)), 1);
+	close(child->fd);
+}
+
+static unsigned uid_of(pid_t pid)
+{
+	g_autofree char *path = g_strdup_printf("/proc/%d/status", pid);
+	g_autofree char *status = NULL;
+	const char *line;
+
+	assert_true(g_file_get_contents(path, &status, NULL, NULL));
+	line = strstr(status, "\nUid:\t");
+	assert_non_null(line);
+	return (unsigned)g_ascii_strtoull(line + strlen("\nUid:\t"), NULL, 10);
+}
+
+static void test_one_ends_all_end(void **state)
+{
+	static const struct {
+		const char *name, *other, *message;
+	} ends[] = {
+		{"pf-service", "pf-broker", "the service process was ended by signal 9"},
+		{"pf-broker", "pf-service", "the broker process was ended by signal 9"},
+	};
+
+	for (size_t i = 0; i < G_N_ELEMENTS(ends); i++) {
+		Rig *rig = *state;
+		Daemon daemon = start(rig, "test:///default");
+		Child child = wait_for_child(&daemon, ends[i].name),
+		      other = wait_for_child(&daemon, ends[i].other);
+		char log[4096];
+
+		wait_until_it_listens(rig);
+		kill(child.pid, SIGKILL);
+		assert_int_equal(end_of(&daemon, log, sizeof log), 1);
+		assert_non_null(strstr(log, ends[i].message));
+		assert_non_null(strstr(log, ": the others end too, to be started anew\n"));
+		assert_null(strstr(log, "hangs"));
+		expect_end(&child);
+		expect_end(&other);
+		assert_int_equal(access(rig->socket, F_OK), -1);
+	}
+}
+
+/* One that does not end is not waited for, and does not outlive the others. */
+static void test_service_hangs(void **state)
+{
+	Rig *rig = *state;
+	Daemon daemon = start(rig, "test:///default");
+	Child service = wait_for_child(&daemon, "pf-service");
+	char log[4096];
+
+	wait_until_it_listens(rig);
+	kill(service.pid, SIGSTOP);
+	kill(daemon.pid, SIGTERM);
+	assert_int_equal(end_of(&daemon, log, sizeof log), 0);
+	assert_non_null(strstr(log, "the service process hangs: it is killed"));
+	expect_end(&service);
+}
+
+/* Whether the process has this file open. */
+static bool has_open(pid_t pid, const char *path)
+{
+	g_autofree char *name = g_strdup_printf("/proc/%d/fd", pid);
+	g_autoptr(GDir) dir = g_dir_open(name, 0, NULL);
+	const char *fd;
+
+	while (dir && (fd = g_dir_read_name(dir))) {
+		g_autofree char *link = g_build_filename(name, fd, NULL);
+		g_autofree char *target = g_file_read_link(link, NULL);
+
+		if (g_strcmp0(target, path) == 0)
+			return true;
+	}
+	return false;
+}
+
+static void test_killed_takes_all_along(void **state)
+{
+	Rig *rig = *state;
+	Daemon first = start(rig, "test:///default"), second;
+	Child broker = wait_for_child(&first, "pf-broker"),
+	      service = wait_for_child(&first, "pf-service");
+	g_autofree char *lock = g_strconcat(rig->socket, ".lock", NULL);
+	char log[4096];
+
+	wait_until_it_listens(rig);
+	/* As long as one lives that may write to the stores, the next service does not begin. */
+	assert_true(has_open(service.pid, lock));
+	kill(first.pid, SIGKILL);
+	/* At once, as systemd may. The socket and the lock's file are left, and no hindrance. */
+	second = start(rig, "test:///default");
+	expect_end(&broker);
+	expect_end(&service);
+	waitpid(first.pid, NULL, 0);
+	close(first.log);
+	service = wait_for_child(&second, "pf-service");
+	close(service.fd);
+	wait_until_it_listens(rig);
+	kill(second.pid, SIGTERM);
+	assert_int_equal(end_of(&second, log, sizeof log), 0);
+	assert_null(strstr(log, "another pagefusiond"));
+}
+
+/* Options and configuration */
+
+/* Its one line, of what it says when it cannot start. */
+static void expect_refusal(
+	const Rig *rig, const char *const *options, int status, const char *message)
+{
+	Daemon daemon = start_with(rig, "test:///default", options);
+	char log[4096];
+
+	assert_int_equal(end_of(&daemon, log, sizeof log), status);
+	if (!strstr(log, message))
+		fail_msg("\"%s\" does not say \"%s\"", log, message);
+	assert_ptr_equal(strchr(log, '\n'), log + strlen(log) - 1);
+}
+
+static char *write_config(const Rig *rig, const char *text)
+{
+	char *path = g_build_filename(rig->dir, "conf", NULL);
+
+	assert_true(g_file_set_contents(path, text, -1, NULL));
+	return path;
+}
+
 static void test_wrong_policy(void **state)
 {
 	static const char *const wrong[] = {"some", "default", ""};
-	char log[4096];
 
 	for (size_t i = 0; i < G_N_ELEMENTS(wrong); i++) {
-		Daemon daemon = start_with_policy(*state, "test:///default", wrong[i]);
+		const char *const options[] = {"--thp", wrong[i], NULL};
 
-		assert_int_equal(end_of(&daemon, log, sizeof log), 2);
-		assert_non_null(strstr(log, "give it preserve, balanced or all"));
+		expect_refusal(*state, options, 2, "give it preserve, balanced or all");
 	}
+}
+
+static void test_wrong_user(void **state)
+{
+	static const char *const nobody[] = {"--user", "nobody-has-this-name", NULL};
+	static const char *const root[] = {"--user", "root", NULL};
+
+	expect_refusal(*state, nobody, 1, "'nobody-has-this-name'");
+	expect_refusal(*state, root, 1, "'root'");
+}
+
+static void test_wrong_configuration(void **state)
+{
+	Rig *rig = *state;
+	static const char *const missing[] = {"--config", "/nonexistent/conf", NULL};
+	g_autofree char *path = write_config(rig, "[service]\ncolour=green\n");
+	const char *const unknown[] = {"--config", path, NULL};
+
+	expect_refusal(rig, missing, 1, "/nonexistent/conf");
+	expect_refusal(rig, unknown, 1, "colour");
+}
+
+static void expect_user(const Rig *rig, const char *const *options, unsigned uid)
+{
+	Daemon daemon = start_with(rig, "test:///default", options);
+	gint64 deadline = g_get_monotonic_time() + WAIT_US;
+	Child service = wait_for_child(&daemon, "pf-service");
+	char log[4096];
+
+	/* It begins as root. */
+	while (uid_of(service.pid) != uid) {
+		if (g_get_monotonic_time() > deadline)
+			fail_msg("the service's process is %u's, not %u's", uid_of(service.pid),
+				uid);
+		g_usleep(1000);
+	}
+	kill(daemon.pid, SIGTERM);
+	assert_int_equal(end_of(&daemon, log, sizeof log), 0);
+	expect_end(&service);
+}
+
+static void test_options_override_the_configuration(void **state)
+{
+	Rig *rig = *state;
+	g_autofree char *path = write_config(rig, "[service]\nuser=64322\n");
+	const char *const file[] = {"--config", path, NULL};
+	const char *const both[] = {"--config", path, "--user", SERVICE_USER, NULL};
+
+	expect_user(rig, file, 64322);
+	expect_user(rig, both, 64321);
 }
 
 int main(void)
@@ -236,7 +464,13 @@ int main(void)
 		TEST(test_ends_while_libvirt_hangs),
 		TEST(test_wake_ups_are_its_own),
 		TEST(test_ignores_broken_pipes),
+		TEST(test_one_ends_all_end),
+		TEST(test_service_hangs),
+		TEST(test_killed_takes_all_along),
 		TEST(test_wrong_policy),
+		TEST(test_wrong_user),
+		TEST(test_wrong_configuration),
+		TEST(test_options_override_the_configuration),
 	};
 #undef TEST
 

@@ -286,6 +286,33 @@ bool toy_guest_hint(ToyGuest *guest, uint32_t module_id, uint64_t file_page, PfG
 	return toy_guest_hints(guest, module_id, &run, 1);
 }
 
+bool toy_guest_withdraw(ToyGuest *guest, uint32_t module_id, uint64_t first_page, uint64_t n_pages)
+{
+	Pagefusion__AgentMessage message = PAGEFUSION__AGENT_MESSAGE__INIT;
+	Pagefusion__Withdrawn withdrawn = PAGEFUSION__WITHDRAWN__INIT;
+	Pagefusion__PageRange range = PAGEFUSION__PAGE_RANGE__INIT, *list = &range;
+
+	if (!wait_for_window(guest))
+		return false;
+	range.first_page = first_page;
+	range.n_pages = n_pages;
+	withdrawn.module_id = module_id;
+	withdrawn.n_pages = 1;
+	withdrawn.pages = &list;
+	message.session_id = guest->session_id;
+	message.body_case = PAGEFUSION__AGENT_MESSAGE__BODY_WITHDRAWN;
+	message.withdrawn = &withdrawn;
+	return send_message(guest, &message);
+}
+
+bool toy_guest_knock(ToyGuest *guest)
+{
+	static const uint8_t knock[] = {
+		'P', 'F', 'G', '1', 2, 0, 0, 0, 0x26, 0x1d, 0x26, 0x94, 0x12, 0};
+
+	return toy_guest_send_raw(guest, knock, sizeof(knock));
+}
+
 uint64_t toy_guest_room(const ToyGuest *guest)
 {
 	uint64_t out = guest->sent - guest->acknowledged;

@@ -45,6 +45,11 @@ typedef struct ToyGuestRun {
 } ToyGuestRun;
 bool toy_guest_hints(ToyGuest *guest, uint32_t module_id, const ToyGuestRun *runs, size_t n_runs);
 
+bool toy_guest_withdraw(ToyGuest *guest, uint32_t module_id, uint64_t first_page, uint64_t n_pages);
+
+/* Asks for a new session; it comes later. */
+bool toy_guest_knock(ToyGuest *guest);
+
 /* How many of these can be sent now without waiting; 0 without a session. */
 uint64_t toy_guest_room(const ToyGuest *guest);
 

@@ -19,10 +19,18 @@
  *   hint ID FILE_PAGE GFN N     with the digests of what is there
  *   lie ID FILE_PAGE GFN N      with digests of something else; GFN need not be RAM
  *   rubbish                     bytes on the channel that are no frame
+ *   flood KIND N                answered at once; then the guest floods its channel (toy_flood.h)
+ *   shim KIND                   for a VMM that has no shim: one of its own (toy_shim.h)
+ *   asked                       how many orders that one has got
+ *   connect self|child          a connection to the shims' socket, made by this process or by a child of it that
+ *                               goes on; its descriptor, that the test takes from here
+ *   channel                     the descriptor of the channel's connection
  *   exit
  */
 #include "common/digest.h"
+#include "tests/vmm/toy_flood.h"
 #include "tests/vmm/toy_guest.h"
+#include "tests/vmm/toy_shim.h"
 #include <errno.h>
 #include <inttypes.h>
 #include <poll.h>
@@ -205,6 +213,13 @@ static void rubbish(void)
 	answer(toy_guest_send_raw(guest, data, sizeof(data)));
 }
 
+static void flood(const char *kind, uint64_t n)
+{
+	answer(true);
+	fflush(stdout);
+	toy_flood(guest, kind, n);
+}
+
 static void poke(uint64_t gfn, uint64_t offset, uint64_t value)
 {
 	uint8_t *page = offset < PF_PAGE_SIZE ? pages_at(gfn, 1) : NULL;
@@ -264,6 +279,16 @@ static bool obey(const char *line)
 		lie((uint32_t)a[0], a[1], a[2], a[3]);
 	else if (n == 1 && strcmp(verb, "rubbish") == 0)
 		rubbish();
+	else if (sscanf(line, "flood %63s %" SCNu64, name, &a[0]) == 2)
+		flood(name, a[0]);
+	else if (sscanf(line, "shim %63s", name) == 1)
+		answer(toy_shim_start(name));
+	else if (n == 1 && strcmp(verb, "asked") == 0)
+		printf("%u\n", toy_shim_orders());
+	else if (sscanf(line, "connect %63s", name) == 1)
+		printf("%d\n", toy_shim_connect(strcmp(name, "child") == 0));
+	else if (n == 1 && strcmp(verb, "channel") == 0)
+		printf("%d\n", toy_guest_connection(guest));
 	else
 		return false;
 	return true;

@@ -16,15 +16,15 @@
 #include <unistd.h>
 #include <cmocka.h>
 
-#define WEB                                                                                        \
-	"{'name': <'web'>, 'uuid': <'u-1'>, 'group': <'default'>, 'state': <'running'>, "          \
-	"'pagefusion': <true>, 'active': <true>, 'reason': <''>, 'agent-version': <'0.1.0'>, "     \
-	"'thp': <'balanced'>, 'thp-setting': <'default'>, 'written': <uint64 12>, "                \
-	"'ways-out': <uint64 13>, 'busy': <uint64 14>, "                                           \
-	"'kernel': <'6.1.0-42'>, 'shim-connected': <true>, 'hinted': <uint64 8000>, "              \
-	"'fused': <uint64 7000>, 'shared-kib': <uint64 24000>, 'runs': <uint64 900>, "             \
-	"'revoked': <uint64 5>, 'maps': <uint64 1000>, 'maps-budget': <uint64 40000>, "            \
-	"'discarded': <uint64 11>, 'memory-kib': <uint64 524288>, "                                \
+#define WEB                                                                                                       \
+	"{'name': <'web'>, 'uuid': <'u-1'>, 'group': <'default'>, 'state': <'running'>, "                         \
+	"'pagefusion': <true>, 'active': <true>, 'reason': <''>, 'agent-version': <'0.1.0'>, "                    \
+	"'thp': <'balanced'>, 'thp-setting': <'default'>, 'written': <uint64 12>, "                               \
+	"'ways-out': <uint64 13>, 'busy': <uint64 14>, "                                                          \
+	"'kernel': <'6.1.0-42'>, 'shim-connected': <true>, 'hinted': <uint64 8000>, "                             \
+	"'fused': <uint64 7000>, 'shared-kib': <uint64 24000>, 'runs': <uint64 900>, "                            \
+	"'revoked': <uint64 5>, 'over-quota': <uint64 6>, 'maps': <uint64 1000>, 'maps-budget': <uint64 40000>, " \
+	"'discarded': <uint64 11>, 'memory-kib': <uint64 524288>, "                                               \
 	"'refused': <{'busy': uint64 3, 'not-present': 4, 'huge': 6, 'of-tomorrow': 9}>}"
 /* A name with a quote, a backslash, an escape sequence, and C1's one; a VM that does not run. */
 #define EVIL                                                                                       \
@@ -243,7 +243,7 @@ static void shows(void **state)
 		"Guest agent:         0.1.0\nGuest kernel:        6.1.0-42\n"
 		"Hinted:              8000 pages\nFused:               7000 pages\n"
 		"Shared:              24000 kB\nRuns:                900 pieces\n"
-		"Revoked:             5 pages\nDiscarded:           11 pages\n"
+		"Revoked:             5 pages\nOver quota:          6 pages\nDiscarded:           11 pages\n"
 		"Written:             12 pages\nPinned:              14 pages\n"
 		"Ways out:            13 times\n"
 		"Refused:             3 pages, pinned for a device, or shared with another "
@@ -266,7 +266,7 @@ static void shows_for_machines(void **state)
 		"524288\n"
 		"pagefusion=\"on\"\nthp=\"balanced\"\nthp-setting=\"default\"\nactive=\"on\"\nreason=\"\"\nshim-connected=\"on\"\n"
 		"agent-version=\"0.1.0\"\nkernel=\"6.1.0-42\"\nhinted=8000\nfused=7000\n"
-		"shared-kib=24000\nruns=900\nrevoked=5\ndiscarded=11\nwritten=12\nbusy=14\n"
+		"shared-kib=24000\nruns=900\nrevoked=5\nover-quota=6\ndiscarded=11\nwritten=12\nbusy=14\n"
 		"ways-out=13\nmaps=1000\nmaps-budget=40000\n"
 		"refused-busy=3\nrefused-not-present=4\nrefused-huge=6\nrefused-of-tomorrow=9\n");
 	assert_prints(ARGUMENTS("showvminfo", "other", "--machinereadable"),
@@ -288,6 +288,40 @@ static void modifies_silently(void **state)
 			    "ModifyVM('web', {'pagefusion': <true>, 'thp': <'all'>})") == 0 ||
 		    strcmp(fake.called,
 			    "ModifyVM('web', {'thp': <'all'>, 'pagefusion': <true>})") == 0);
+}
+
+static void sets_the_group(void **state)
+{
+	assert_prints(ARGUMENTS("modifyvm", "web", "--group", "tenant-1"), "");
+	assert_string_equal(fake.called, "ModifyVM('web', {'group': <'tenant-1'>})");
+	assert_prints(ARGUMENTS("modifyvm", "web", "--group=default"), "");
+	assert_string_equal(fake.called, "ModifyVM('web', {'group': <'default'>})");
+	assert_prints(ARGUMENTS("modifyvm", "web", "--group", "g", "--pagefusion", "on"), "");
+	assert_non_null(strstr(fake.called, "'pagefusion': <true>"));
+	assert_non_null(strstr(fake.called, "'group': <'g'>"));
+}
+
+#define NO_GROUP(name) "--group cannot be '" name "': give it 1 to 63 letters, digits,"
+
+/* They do not even reach the service. */
+static void refuses_what_is_no_group(void **state)
+{
+	static const char *const names[][2] = {{"", NO_GROUP("")}, {"-a", NO_GROUP("-a")},
+		{"a/b", NO_GROUP("a/b")}, {"../a", NO_GROUP("../a")}, {"a b", NO_GROUP("a b")},
+		{"a\033[2J", NO_GROUP("a\\u001b[2J")}, {"\303\244", NO_GROUP("\303\244")},
+		{"\377", "--group cannot be"},
+		{"1234567890123456789012345678901234567890123456789012345678901234",
+			NO_GROUP(
+				"1234567890123456789012345678901234567890123456789012345678901234")}};
+
+	for (size_t i = 0; i < G_N_ELEMENTS(names); i++)
+		assert_ends(ARGUMENTS("modifyvm", "a", "--group", names[i][0]), PF_CTL_USAGE,
+			names[i][1]);
+	assert_ends(ARGUMENTS("modifyvm", "a", "--pagefusion=off", "--group=g"), PF_CTL_USAGE,
+		"in no trust group: leave --group out");
+	assert_ends(
+		ARGUMENTS("list", "vms", "--group", "g"), PF_CTL_USAGE, "Unknown option --group");
+	assert_null(fake.called);
 }
 
 static void queries(void **state)
@@ -491,6 +525,8 @@ int main(void)
 		with_reset(shows),
 		with_reset(shows_for_machines),
 		with_reset(modifies_silently),
+		with_reset(sets_the_group),
+		with_reset(refuses_what_is_no_group),
 		with_reset(queries),
 		with_reset(passes_the_query_on),
 		with_reset(writes_json),

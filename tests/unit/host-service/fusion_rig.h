@@ -25,6 +25,7 @@ typedef struct RigVm {
 	Rig *rig;
 	PfFusionVm *vm;
 	uint32_t group;
+	uint32_t given; /* bits: groups whose store of an earlier service its process was given */
 	uint64_t n_pages;
 	uint32_t *ram;
 	int64_t *mapped;  /* frame, or -1 */
@@ -73,7 +74,6 @@ static inline void rig_init(Rig *rig)
 		.store = g_hash_table_new_full(g_int64_hash, g_int64_equal, g_free, NULL),
 		.gone = g_hash_table_new_full(g_int64_hash, g_int64_equal, g_free, NULL),
 	};
-	pf_fusion_set_complete(rig->fusion, true);
 }
 
 static inline void rig_check(const Rig *rig)
@@ -85,8 +85,8 @@ static inline void rig_check(const Rig *rig)
 }
 
 /*
- * A VM of which nothing was heard yet. group: a digit. RAM is filled with contents that no other page of the group
- * has.
+ * A VM of which nothing was heard yet, and which was given the group's store, if there was one. group: a digit. RAM is
+ * filled with contents that no other page of the group has.
  */
 static inline RigVm *rig_add_unknown(Rig *rig, uint32_t group, uint64_t n_pages)
 {
@@ -96,6 +96,7 @@ static inline RigVm *rig_add_unknown(Rig *rig, uint32_t group, uint64_t n_pages)
 
 	m->rig = rig;
 	m->group = group;
+	m->given = 1u << group;
 	m->n_pages = n_pages;
 	m->ram = g_new(uint32_t, n_pages);
 	m->mapped = g_new(int64_t, n_pages);
@@ -350,11 +351,29 @@ static inline void rig_freed(void *userdata, const char *group, PfFrame frame)
 	rig->n_freed++;
 }
 
+/* As the service does it: a group is complete when all are known that its store was given to. */
+static inline void rig_update_complete(Rig *rig)
+{
+	for (uint32_t group = 0; group < 10; group++) {
+		char name[] = {(char)('0' + group), 0};
+		bool complete = true;
+
+		for (guint i = 0; i < rig->vms->len; i++) {
+			const RigVm *m = rig->vms->pdata[i];
+
+			if (m->given & 1u << group)
+				complete &= pf_fusion_vm_is_known(m->vm);
+		}
+		pf_fusion_set_complete(rig->fusion, name, complete);
+	}
+}
+
 /* How many frames could be freed. */
 static inline uint32_t rig_free(Rig *rig)
 {
 	uint32_t before = rig->n_freed;
 
+	rig_update_complete(rig);
 	assert_true(pf_fusion_free_unused(rig->fusion, UINT32_MAX, rig_freed, rig));
 	rig_check(rig);
 	return rig->n_freed - before;

@@ -17,7 +17,7 @@
 
 #define FORGED_GROUP "forged"
 
-/* The label as version 1 of it stands at the start of every store. */
+/* The label as version 2 of it stands at the start of every store. */
 typedef struct ForgedLabel {
 	char magic[8];
 	uint32_t version, reserved;
@@ -37,7 +37,7 @@ typedef struct Forgery {
 static inline Forgery forgery(void)
 {
 	Forgery plan = {.label = {.magic = "pfstore",
-				.version = 1,
+				.version = 2,
 				.mark = 1024,
 				.id = {0xf0, 1, 2, 3},
 				.group = FORGED_GROUP},

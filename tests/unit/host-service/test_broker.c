@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
  * The real broker process on libvirt's test driver, which needs no QEMU and no daemon: each test
- * spawns its own and speaks with it through PfBroker. The main loop of a test runs until what it
+ * spawns its own and speaks with it through two PfBrokers, the service's and the front's. The main loop of a test runs until what it
  * waits for is there, and ends the test if that takes ten seconds.
  */
 #include <setjmp.h>
@@ -14,8 +14,11 @@
 #include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <glib-unix.h>
 #include <libvirt/libvirt.h>
+#include <poll.h>
 #include <signal.h>
+#include <sys/pidfd.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
@@ -29,8 +32,8 @@
 
 typedef struct Fixture {
 	GMainContext *context;
-	PfBroker *broker;
-	GPid pid;
+	PfBroker *broker, *front;
+	pid_t pid;
 	GHashTable *domains; /* name to PfDomain */
 	guint changes;       /* domain_changed() calls */
 	gboolean connected;
@@ -72,33 +75,65 @@ static void closed(void *userdata)
 
 static const PfBrokerEvents events = {domain_changed, domain_gone, libvirt_changed, closed};
 
-static int spawn(Fixture *f, const char *uri)
+static void front_hears_of_domain(void *userdata, const PfDomain *domain)
+{
+	fail_msg("the front heard of %s", domain->name);
+}
+
+static void front_hears_of_libvirt(void *userdata, gboolean connected, const char *reason)
+{
+	fail_msg("the front heard of libvirt: %d", connected);
+}
+
+static void front_closed(void *userdata)
+{
+}
+
+static const PfBrokerEvents front_events = {
+	front_hears_of_domain, domain_gone, front_hears_of_libvirt, front_closed};
+
+static PfBrokerSockets spawn(pid_t *pid, const char *uri)
 {
 	const PfBrokerConfig config = {uri, "/lib/libpagefusion-vmm.so", "/run/shim.sock"};
 	g_autoptr(GError) error = NULL;
-	int fd = pf_broker_spawn(&config, &f->pid, &error);
+	PfBrokerSockets sockets = {-1, -1};
 
+	*pid = pf_broker_spawn(&config, &sockets, &error);
 	assert_null(error);
-	assert_true(fd >= 0);
-	return fd;
+	assert_true(*pid > 0);
+	assert_true(sockets.service >= 0 && sockets.front >= 0);
+	return sockets;
+}
+
+static void close_sockets(const PfBrokerSockets *sockets)
+{
+	close(sockets->service);
+	close(sockets->front);
 }
 
 static Fixture *start(const char *uri)
 {
 	Fixture *f = g_new0(Fixture, 1);
+	PfBrokerSockets sockets;
 
 	/* Never the default context: the next broker's fork would inherit its descriptors. */
 	f->context = g_main_context_new();
 	g_main_context_push_thread_default(f->context);
 	f->domains = g_hash_table_new_full(g_str_hash, g_str_equal, g_free, g_free);
-	f->broker = pf_broker_new(spawn(f, uri), &events, f);
+	sockets = spawn(&f->pid, uri);
+	f->broker = pf_broker_new(sockets.service, &events, f);
+	f->front = pf_broker_new(sockets.front, &front_events, f);
 	return f;
 }
 
-static int exit_status(GPid pid)
+static int exit_status(pid_t pid)
 {
+	struct pollfd process = {.fd = pidfd_open(pid, 0), .events = POLLIN};
 	int status;
 
+	if (poll(&process, 1, 1000 * TIMEOUT) != 1)
+		fail_msg("the broker has not ended after %d seconds", TIMEOUT);
+	close(process.fd);
 	assert_int_equal(waitpid(pid, &status, 0), pid);
 	return status;
 }
@@ -108,6 +143,7 @@ static void stop(Fixture *f)
 	g_clear_pointer(&f->broker, pf_broker_free);
 	if (f->pid)
 		assert_int_equal(exit_status(f->pid), 0);
+	g_clear_pointer(&f->front, pf_broker_free);
 	g_clear_object(&f->result);
 	g_main_context_pop_thread_default(f->context);
 	g_main_context_unref(f->context);
@@ -181,8 +217,11 @@ static void assert_error(GError *error, GIOErrorEnum code, const char *says)
 static gboolean modify(Fixture *f, const char *vm, const PfVmSettings *settings, GError **error)
 {
 	g_clear_object(&f->result);
-	pf_broker_modify(f->broker, vm, settings, on_result, f);
+	pf_broker_modify(f->front, vm, settings, on_result, f);
 	run_until(f, has_result);
+	/* What the service hears of it was sent before the answer. */
+	while (g_main_context_iteration(f->context, FALSE))
+		;
 	return pf_broker_modify_finish(f->result, error);
 }
 
@@ -315,6 +354,87 @@ static void test_set_thp(void **state)
 	assert_false(set_thp(f, "off", PF_THP_ALL, &error));
 	assert_error(error, G_IO_ERROR_NOT_SUPPORTED, "VM off: page fusion is off");
 	assert_non_null(strstr(error->message, "--pagefusion on --thp POLICY"));
+	stop(f);
+}
+
+static gboolean set_group(Fixture *f, const char *vm, const char *group, GError **error)
+{
+	PfVmSettings settings = {.changes = PF_VM_SET_GROUP};
+
+	g_strlcpy(settings.group, group, sizeof(settings.group));
+	return modify(f, vm, &settings, error);
+}
+
+static void assert_group(Fixture *f, const char *vm, const char *group)
+{
+	const PfDomain *domain = g_hash_table_lookup(f->domains, vm);
+
+	assert_string_equal(domain->group, group);
+}
+
+/* The group is written, said, and taken away again; the policy beside it stays. */
+static void test_set_group(void **state)
+{
+	Fixture *f = start(NODE);
+	g_autoptr(GError) error = NULL;
+	const PfDomain *domain;
+	guint changes;
+
+	run_until(f, has_six_domains);
+	assert_group(f, "off", "tenant-1");
+	assert_true(set_group(f, "off", "tenant-2", &error));
+	assert_group(f, "off", "tenant-2");
+	domain = g_hash_table_lookup(f->domains, "off");
+	assert_int_equal(domain->thp, PF_THP_BALANCED);
+	assert_true(domain->enabled);
+	changes = f->changes;
+	assert_true(set_group(f, "off", "tenant-2", &error));
+	assert_int_equal(f->changes, changes);
+	assert_true(set_group(f, "off", PF_GROUP_DEFAULT, &error));
+	assert_group(f, "off", "default");
+	assert_true(set_enabled(f, "off", FALSE, &error));
+	assert_null(error);
+	assert_false(set_group(f, "off", "tenant-1", &error));
+	assert_error(error, G_IO_ERROR_NOT_SUPPORTED, "VM off: page fusion is off");
+	assert_non_null(strstr(error->message, "--pagefusion on --group NAME"));
+	assert_group(f, "off", "default");
+	stop(f);
+}
+
+/* Neither while the VM runs, nor with what else is refused, nor with a name that is none. */
+static void test_set_group_refusals(void **state)
+{
+	PfVmSettings all = {
+		PF_VM_SET_ENABLED | PF_VM_SET_THP | PF_VM_SET_GROUP, TRUE, PF_THP_ALL, "tenant-2"};
+	Fixture *f = start(NODE);
+	g_autoptr(GError) refused = NULL;
+	g_autoptr(GError) busy = NULL;
+	g_autoptr(GError) wrong = NULL;
+
+	run_until(f, has_six_domains);
+	assert_false(modify(f, "off", &all, &refused));
+	assert_error(refused, G_IO_ERROR_NOT_SUPPORTED, "neither kvm nor qemu");
+	assert_group(f, "off", "tenant-1");
+	assert_false(set_group(f, "runs", "tenant-2", &busy));
+	assert_error(busy, G_IO_ERROR_BUSY, "can only be changed while it is shut off");
+	/* It does not even reach the broker, which would end. */
+	assert_false(set_group(f, "off", "a/b", &wrong));
+	assert_error(wrong, G_IO_ERROR_INVALID_ARGUMENT, "no valid setting");
+	assert_group(f, "off", "tenant-1");
+	stop(f);
+}
+
+/* A group that is no name of one is no group, and never the default one. */
+static void test_sees_what_is_no_group(void **state)
+{
+	Fixture *f = start(NODE);
+	const PfDomain *domain;
+
+	run_until(f, has_six_domains);
+	domain = g_hash_table_lookup(f->domains, "paused");
+	assert_string_equal(domain->group, "");
+	assert_non_null(strstr(domain->refusal, "<pf:pagefusion group> in <metadata>"));
+	assert_non_null(strstr(domain->refusal, PF_GROUP_NAME_RULE));
 	stop(f);
 }
 
@@ -538,7 +658,7 @@ static void test_many_requests_wait(void **state)
 	run_until(f, is_connected);
 	kill(f->pid, SIGSTOP);
 	for (int i = 0; i < 2000; i++)
-		pf_broker_modify(f->broker, "nobody", &on, count_answer, f);
+		pf_broker_modify(f->front, "nobody", &on, count_answer, f);
 	for (int i = 0; i < 10; i++)
 		g_main_context_iteration(f->context, FALSE);
 	kill(f->pid, SIGCONT);
@@ -546,29 +666,175 @@ static void test_many_requests_wait(void **state)
 	stop(f);
 }
 
-/* The broker ends with status 1 when it gets this packet. */
-static void expect_end(const void *packet, size_t size, int descriptor)
+/* The broker ends with status 1 when it gets this packet from this client. */
+static void expect_end(PfBrokerClient client, const void *packet, size_t size, int descriptor)
 {
-	Fixture f = {0};
-	int fd = spawn(&f, "test:///default");
-	int status;
+	pid_t pid;
+	PfBrokerSockets sockets = spawn(&pid, "test:///default");
+	int fd = client == PF_BROKER_CLIENT_SERVICE ? sockets.service : sockets.front, status;
 
 	assert_int_equal(pf_broker_send(fd, packet, size, descriptor), 0);
-	status = exit_status(f.pid);
+	status = exit_status(pid);
 	assert_true(WIFEXITED(status));
 	assert_int_equal(WEXITSTATUS(status), 1);
-	close(fd);
+	close_sockets(&sockets);
 }
 
 static void test_what_is_no_request_ends_the_broker(void **state)
 {
 	PfBrokerRequest request = {PF_BROKER_MAGIC, PF_BROKER_OPEN_USERFAULTFD, 1};
 
-	expect_end("rubbish", 7, -1);
-	expect_end(&request, sizeof(request) - 1, -1);
-	expect_end(&request, sizeof(request), STDERR_FILENO);
+	expect_end(PF_BROKER_CLIENT_SERVICE, "rubbish", 7, -1);
+	expect_end(PF_BROKER_CLIENT_FRONT, "rubbish", 7, -1);
+	expect_end(PF_BROKER_CLIENT_SERVICE, &request, sizeof(request) - 1, -1);
+	expect_end(PF_BROKER_CLIENT_SERVICE, &request, sizeof(request), STDERR_FILENO);
 	request.type = PF_BROKER_ANSWER;
-	expect_end(&request, sizeof(request), -1);
+	expect_end(PF_BROKER_CLIENT_SERVICE, &request, sizeof(request), -1);
+}
+
+/* Good requests, each of the client that has no right to it. */
+static void test_rights(void **state)
+{
+	PfBrokerRequest request = {.magic = PF_BROKER_MAGIC,
+		.type = PF_BROKER_MODIFY,
+		.id = 1,
+		.changes = PF_VM_SET_ENABLED,
+		.vm = OFF,
+		.ranges = {{{0}, 1}}};
+
+	expect_end(PF_BROKER_CLIENT_SERVICE, &request, sizeof(request), -1);
+	request.changes = 0;
+	request.type = PF_BROKER_OPEN_USERFAULTFD;
+	expect_end(PF_BROKER_CLIENT_FRONT, &request, sizeof(request), -1);
+	request.type = PF_BROKER_OPEN_CHANNEL;
+	expect_end(PF_BROKER_CLIENT_FRONT, &request, sizeof(request), -1);
+	request.type = PF_BROKER_TRANSLATE;
+	request.n_ranges = 1;
+	expect_end(PF_BROKER_CLIENT_FRONT, &request, sizeof(request), -1);
+}
+
+/* Everything has been said to the service, and nothing to the front. */
+static void test_front_hears_nothing(void **state)
+{
+	struct pollfd front;
+	pid_t pid;
+	PfBrokerSockets sockets = spawn(&pid, NODE);
+	PfBrokerMessage message = {0};
+	size_t n_fds;
+	int fd;
+
+	while (message.type != PF_BROKER_CONNECTED)
+		assert_int_equal(
+			pf_broker_receive(sockets.service, &message, sizeof(message), &fd, &n_fds),
+			sizeof(message));
+	front = (struct pollfd){.fd = sockets.front, .events = POLLIN};
+	assert_int_equal(poll(&front, 1, 0), 0);
+	close_sockets(&sockets);
+	assert_int_equal(exit_status(pid), 0);
+}
+
+static void test_ends_with_each_client(void **state)
+{
+	pid_t pid;
+	PfBrokerSockets sockets = spawn(&pid, "test:///default");
+
+	close(sockets.front);
+	assert_int_equal(exit_status(pid), 0);
+	close(sockets.service);
+	sockets = spawn(&pid, "test:///default");
+	close(sockets.service);
+	assert_int_equal(exit_status(pid), 0);
+	close(sockets.front);
+}
+
+/* A service that asks for descriptors, as fast as it can, and reads nothing. */
+static void fill_with_requests(int service)
+{
+	const PfBrokerRequest request = {PF_BROKER_MAGIC, PF_BROKER_OPEN_USERFAULTFD, 1};
+	struct pollfd room = {.fd = service, .events = POLLOUT};
+	int r;
+
+	assert_true(g_unix_set_fd_nonblocking(service, TRUE, NULL));
+	/* Full for so long: the broker takes no more. */
+	while (poll(&room, 1, 500) > 0) {
+		r = pf_broker_send(service, &request, sizeof(request), -1);
+		assert_true(r == 0 || r == -EAGAIN);
+	}
+}
+
+static guint n_open_files(pid_t pid)
+{
+	g_autofree char *path = g_strdup_printf("/proc/%d/fd", pid);
+	g_autoptr(GDir) dir = g_dir_open(path, 0, NULL);
+	guint n = 0;
+
+	assert_non_null(dir);
+	while (g_dir_read_name(dir))
+		n++;
+	return n;
+}
+
+/* The front gets its answers all the same, and the broker holds one descriptor for the service at most. */
+static void test_service_that_does_not_read(void **state)
+{
+	const PfBrokerRequest request = {.magic = PF_BROKER_MAGIC,
+		.type = PF_BROKER_MODIFY,
+		.id = 7,
+		.changes = PF_VM_SET_ENABLED,
+		.vm = "nobody"};
+	struct timeval patience = {.tv_sec = TIMEOUT};
+	pid_t pid;
+	PfBrokerSockets sockets = spawn(&pid, "test:///default");
+	PfBrokerMessage answer;
+	guint n_files;
+	size_t n_fds;
+	int fd;
+
+	setsockopt(sockets.front, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof(patience));
+	for (int i = 0; i < 2; i++) {
+		assert_int_equal(pf_broker_send(sockets.front, &request, sizeof(request), -1), 0);
+		assert_int_equal(
+			pf_broker_receive(sockets.front, &answer, sizeof(answer), &fd, &n_fds),
+			sizeof(answer));
+		assert_int_equal(answer.id, 7);
+		if (i > 0)
+			break;
+		n_files = n_open_files(pid);
+		fill_with_requests(sockets.service);
+	}
+	assert_in_range(n_open_files(pid), n_files - 1, n_files + 1);
+	close_sockets(&sockets);
+	assert_int_equal(exit_status(pid), 0);
+}
+
+/* The service reads none of the events that the front causes; the broker has had enough at last, and not before. */
+static void test_service_that_has_hung(void **state)
+{
+	PfBrokerRequest request = {.magic = PF_BROKER_MAGIC,
+		.type = PF_BROKER_MODIFY,
+		.changes = PF_VM_SET_THP,
+		.vm = "off"};
+	struct timeval patience = {.tv_sec = TIMEOUT};
+	pid_t pid;
+	PfBrokerSockets sockets = spawn(&pid, NODE);
+	PfBrokerMessage answer;
+	ssize_t n = sizeof(answer);
+	size_t n_fds;
+	int fd, status;
+
+	setsockopt(sockets.front, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof(patience));
+	while (n == sizeof(answer) && request.id < 3 * 8192) {
+		request.id++;
+		request.thp = 1 + request.id % 2;
+		if (pf_broker_send(sockets.front, &request, sizeof(request), -1) < 0)
+			break;
+		n = pf_broker_receive(sockets.front, &answer, sizeof(answer), &fd, &n_fds);
+	}
+	assert_in_range(request.id, 8192, 2 * 8192);
+	status = exit_status(pid);
+	assert_true(WIFEXITED(status));
+	assert_int_equal(WEXITSTATUS(status), 1);
+	close_sockets(&sockets);
 }
 
 /* A signal to the whole process group ends the service first, and the broker with it. */
@@ -586,22 +852,23 @@ static void test_ends_with_the_service(void **state)
 /* Descriptors that the service was started with, the stores that systemd keeps among them, are not the broker's. */
 static void test_inherits_nothing(void **state)
 {
-	Fixture f = {0};
+	PfBrokerSockets sockets;
+	pid_t pid;
 	char byte;
-	int pipe_fds[2], fd, low, high;
+	int pipe_fds[2], low, high;
 
 	assert_int_equal(pipe2(pipe_fds, O_CLOEXEC), 0);
 	low = fcntl(pipe_fds[1], F_DUPFD, 3);
 	high = fcntl(pipe_fds[1], F_DUPFD, 200);
-	fd = spawn(&f, "test:///default");
+	sockets = spawn(&pid, "test:///default");
 	close(pipe_fds[1]);
 	close(low);
 	close(high);
 	/* It ends only when nobody has the other end. */
 	assert_int_equal(read(pipe_fds[0], &byte, 1), 0);
 	close(pipe_fds[0]);
-	close(fd);
-	assert_true(WIFEXITED(exit_status(f.pid)));
+	close_sockets(&sockets);
+	assert_true(WIFEXITED(exit_status(pid)));
 }
 
 int main(void)
@@ -613,6 +880,9 @@ int main(void)
 		cmocka_unit_test(test_set_enabled_refusals),
 		cmocka_unit_test(test_set_enabled_defines),
 		cmocka_unit_test(test_set_thp),
+		cmocka_unit_test(test_set_group),
+		cmocka_unit_test(test_set_group_refusals),
+		cmocka_unit_test(test_sees_what_is_no_group),
 		cmocka_unit_test(test_refused_with_policy),
 		cmocka_unit_test(test_translate_fails_cleanly),
 		cmocka_unit_test(test_channel_fails_cleanly),
@@ -625,6 +895,11 @@ int main(void)
 		cmocka_unit_test(test_awaited_answers_fail_when_it_is_freed),
 		cmocka_unit_test(test_many_requests_wait),
 		cmocka_unit_test(test_what_is_no_request_ends_the_broker),
+		cmocka_unit_test(test_rights),
+		cmocka_unit_test(test_front_hears_nothing),
+		cmocka_unit_test(test_ends_with_each_client),
+		cmocka_unit_test(test_service_that_does_not_read),
+		cmocka_unit_test(test_service_that_has_hung),
 		cmocka_unit_test(test_ends_with_the_service),
 	};
 

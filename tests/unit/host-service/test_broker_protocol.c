@@ -10,6 +10,7 @@
 #include "host-service/broker_protocol.h"
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -57,6 +58,10 @@ static void test_good_requests(void **state)
 	assert_true(check(&channel));
 	assert_true(check(&translate));
 	assert_true(check(&modify));
+	modify.changes = PF_VM_SET_GROUP;
+	g_strlcpy(modify.group, "tenant-1", sizeof(modify.group));
+	assert_true(check(&modify));
+	modify.group[0] = 0;
 	modify.enabled = 1;
 	modify.changes = PF_VM_SET_ENABLED | PF_VM_SET_THP;
 	for (modify.thp = PF_THP_DEFAULT; modify.thp <= PF_THP_ALL; modify.thp++)
@@ -113,7 +118,7 @@ static void test_wrong_changes(void **state)
 		{PF_VM_SET_THP, 1, PF_THP_ALL},
 		{PF_VM_SET_THP, 0, PF_THP_ALL + 1},
 		{PF_VM_SET_THP, 0, UINT32_MAX},
-		{PF_VM_SET_ENABLED | PF_VM_SET_THP | 4, 1, PF_THP_ALL},
+		{PF_VM_SET_ENABLED | PF_VM_SET_THP | 8, 1, PF_THP_ALL},
 		{UINT32_MAX, 0, 0},
 	};
 
@@ -125,6 +130,35 @@ static void test_wrong_changes(void **state)
 		modify.enabled = wrong[i].enabled;
 		modify.thp = wrong[i].thp;
 		assert_false(check(&modify));
+	}
+}
+
+static void test_wrong_groups(void **state)
+{
+	static const char *const wrong[] = {"", "-a", "a b", "a/b", "..", "gr\xc3\xbcn"};
+	PfBrokerRequest modify = new_request(PF_BROKER_MODIFY, "a");
+
+	modify.changes = PF_VM_SET_GROUP;
+	for (size_t i = 0; i < G_N_ELEMENTS(wrong); i++) {
+		g_strlcpy(modify.group, wrong[i], sizeof(modify.group));
+		assert_false(check(&modify));
+	}
+	memset(modify.group, 'a', sizeof(modify.group));
+	assert_false(check(&modify));
+	modify.group[PF_GROUP_NAME_MAX] = 0;
+	assert_true(check(&modify));
+	/* It is not to be changed. */
+	modify.changes = PF_VM_SET_ENABLED;
+	assert_false(check(&modify));
+}
+
+static void test_who_may_ask(void **state)
+{
+	for (uint32_t type = PF_BROKER_OPEN_USERFAULTFD; type <= PF_BROKER_MODIFY; type++) {
+		assert_int_equal(pf_broker_may_ask(PF_BROKER_CLIENT_SERVICE, type),
+			type != PF_BROKER_MODIFY);
+		assert_int_equal(
+			pf_broker_may_ask(PF_BROKER_CLIENT_FRONT, type), type == PF_BROKER_MODIFY);
 	}
 }
 
@@ -191,7 +225,7 @@ static int n_open_descriptors(void)
 }
 
 /* Two descriptors in one packet, which no sender of ours makes: one is kept, none is lost. */
-static void send_two(int socket)
+static void send_two(int socket, int second)
 {
 	union {
 		struct cmsghdr header;
@@ -202,7 +236,7 @@ static void send_two(int socket)
 		.msg_iovlen = 1,
 		.msg_control = &control,
 		.msg_controllen = sizeof(control)};
-	const int fds[2] = {STDIN_FILENO, STDERR_FILENO};
+	const int fds[2] = {STDIN_FILENO, second};
 
 	control.header.cmsg_level = SOL_SOCKET;
 	control.header.cmsg_type = SCM_RIGHTS;
@@ -213,7 +247,7 @@ static void send_two(int socket)
 
 static void test_descriptors(void **state)
 {
-	int sockets[2], before, fd;
+	int sockets[2], ends[2], before, fd;
 	size_t n_fds;
 	char byte[1];
 
@@ -225,10 +259,15 @@ static void test_descriptors(void **state)
 	assert_int_equal(fcntl(fd, F_GETFD), FD_CLOEXEC);
 	close(fd);
 
-	send_two(sockets[0]);
+	assert_int_equal(pipe2(ends, O_CLOEXEC), 0);
+	send_two(sockets[0], ends[1]);
+	close(ends[1]);
 	assert_int_equal(pf_broker_receive(sockets[1], byte, 1, &fd, &n_fds), 1);
 	assert_int_equal(n_fds, 2);
 	close(fd);
+	/* The second is closed by another thread, which the pipe's other end sees. */
+	assert_int_equal(poll(&(struct pollfd){.fd = ends[0]}, 1, 10000), 1);
+	close(ends[0]);
 	assert_int_equal(n_open_descriptors(), before);
 
 	close(sockets[0]);
@@ -246,6 +285,8 @@ int main(void)
 		cmocka_unit_test(test_wrong_envelopes),
 		cmocka_unit_test(test_wrong_names),
 		cmocka_unit_test(test_wrong_changes),
+		cmocka_unit_test(test_wrong_groups),
+		cmocka_unit_test(test_who_may_ask),
 		cmocka_unit_test(test_wrong_ranges),
 		cmocka_unit_test(test_messages),
 		cmocka_unit_test(test_descriptors),

@@ -376,6 +376,104 @@ static void test_policy_goes_with_the_flag(void **state)
 	assert_int_equal(pf_domain_xml_thp(xml), PF_THP_DEFAULT);
 }
 
+#define SIXTY "123456789012345678901234567890123456789012345678901234567890"
+
+/* What is no name of a group is no group: not the default one, and not the one that it would be if it were cut. */
+static void test_group_is_read(void **state)
+{
+	static const struct {
+		const char *text, *group; /* NULL: a refusal */
+	} cases[] = {
+		{DOMAIN_WITH_FLAG(""), "default"},
+		{DOMAIN_WITH_FLAG("group='default'"), "default"},
+		{DOMAIN_WITH_FLAG("group='Tenant_1.b-c'"), "Tenant_1.b-c"},
+		{DOMAIN_WITH_FLAG("group='" SIXTY "123'"), SIXTY "123"},
+		{DOMAIN_WITH_FLAG("group='" SIXTY "1234'"), NULL},
+		{DOMAIN_WITH_FLAG("group=''"), NULL},
+		{DOMAIN_WITH_FLAG("group=' default'"), NULL},
+		{DOMAIN_WITH_FLAG("group='default '"), NULL},
+		{DOMAIN_WITH_FLAG("group='-a'"), NULL},
+		{DOMAIN_WITH_FLAG("group='a/../b'"), NULL},
+		{DOMAIN_WITH_FLAG("group='a&#10;b'"), NULL},
+		{DOMAIN_WITH_FLAG("group='\303\244'"), NULL},
+		{DOMAIN_WITH_FLAG("xmlns:o='urn:o' o:group='a b'"), "default"},
+	};
+
+	for (size_t i = 0; i < G_N_ELEMENTS(cases); i++) {
+		g_autoptr(PfDomainXml) xml = parse(cases[i].text);
+		g_autofree char *group = pf_domain_xml_group(xml);
+		const char *refusal = pf_domain_xml_refusal(xml);
+
+		assert_int_equal(group == NULL, cases[i].group == NULL);
+		assert_int_equal(refusal == NULL, cases[i].group != NULL);
+		if (group)
+			assert_string_equal(group, cases[i].group);
+		assert_true(!refusal || strstr(refusal, "<pf:pagefusion group> in <metadata>"));
+		assert_true(!refusal || strstr(refusal, PF_GROUP_NAME_RULE));
+		/* It has to go into PfDomain.refusal. */
+		assert_true(!refusal || strlen(refusal) < 256);
+	}
+}
+
+static void test_group_is_written(void **state)
+{
+	g_autoptr(PfDomainXml) xml = load("group");
+	g_autofree char *before = canonical(xml);
+	g_autofree char *on = NULL, *off = NULL, *after = NULL, *group = NULL;
+
+	assert_false(pf_domain_xml_set_group(xml, "tenant-1"));
+	assert_true(pf_domain_xml_set_thp(xml, PF_THP_ALL));
+	assert_true(pf_domain_xml_set_group(xml, "tenant-2"));
+	assert_false(pf_domain_xml_set_group(xml, "tenant-2"));
+	group = pf_domain_xml_group(xml);
+	assert_string_equal(group, "tenant-2");
+	on = canonical(xml);
+	assert_non_null(strstr(on, " group=\"tenant-2\" thp=\"all\">"));
+	assert_true(pf_domain_xml_set_group(xml, PF_GROUP_DEFAULT));
+	assert_false(pf_domain_xml_set_group(xml, PF_GROUP_DEFAULT));
+	off = canonical(xml);
+	assert_null(strstr(off, "group="));
+	assert_int_equal(pf_domain_xml_thp(xml), PF_THP_ALL);
+	assert_true(pf_domain_xml_set_thp(xml, PF_THP_DEFAULT));
+	assert_true(pf_domain_xml_set_group(xml, "tenant-1"));
+	after = canonical(xml);
+	assert_string_equal(before, after);
+}
+
+/* One that is none gives way, and an attribute of somebody else's stays. */
+static void test_group_replaces_rubbish(void **state)
+{
+	g_autoptr(PfDomainXml) xml =
+		parse(DOMAIN_WITH_FLAG("xmlns:o='urn:o' o:group='mine' group=''"));
+	g_autofree char *group = NULL, *form = NULL;
+
+	assert_true(pf_domain_xml_set_group(xml, "tenant-1"));
+	group = pf_domain_xml_group(xml);
+	assert_string_equal(group, "tenant-1");
+	assert_null(pf_domain_xml_refusal(xml));
+	assert_true(pf_domain_xml_set_group(xml, PF_GROUP_DEFAULT));
+	form = canonical(xml);
+	assert_non_null(strstr(form, "o:group=\"mine\""));
+	assert_null(strstr(form, " group="));
+}
+
+/* Who turns the flag off and on again is in the default group. */
+static void test_group_goes_with_the_flag(void **state)
+{
+	g_autoptr(PfDomainXml) xml = load("plain");
+	g_autofree char *group = NULL, *again = NULL;
+
+	enable(xml);
+	assert_true(pf_domain_xml_set_group(xml, "tenant-1"));
+	assert_false(pf_domain_xml_enable(xml, SHIM, SOCKET));
+	group = pf_domain_xml_group(xml);
+	assert_string_equal(group, "tenant-1");
+	assert_true(pf_domain_xml_disable(xml));
+	enable(xml);
+	again = pf_domain_xml_group(xml);
+	assert_string_equal(again, "default");
+}
+
 static void test_direct_files(void **state)
 {
 	static const struct {
@@ -545,6 +643,10 @@ int main(void)
 		cmocka_unit_test(test_policy_is_written),
 		cmocka_unit_test(test_policy_replaces_rubbish),
 		cmocka_unit_test(test_policy_goes_with_the_flag),
+		cmocka_unit_test(test_group_is_read),
+		cmocka_unit_test(test_group_is_written),
+		cmocka_unit_test(test_group_replaces_rubbish),
+		cmocka_unit_test(test_group_goes_with_the_flag),
 		cmocka_unit_test(test_direct_files),
 		cmocka_unit_test(test_refused_samples),
 		cmocka_unit_test(test_refused_elements),

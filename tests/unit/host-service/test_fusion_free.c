@@ -115,6 +115,49 @@ static void test_delayed_page_of_a_freed_frame(void **state)
 	assert_int_equal(rig_stats(t->a).hinted, 1);
 }
 
+/* Pages whose state changes with the frame are found without a look at the others: they stand in front. */
+static void test_ready_page_beside_a_delayed_one(void **state)
+{
+	Pair *t = *state;
+
+	t->a->results[20] = PF_SHIM_BUSY;
+	rig_hint(t->b, 10, 10, 1, 7);
+	rig_hint(t->a, 20, 20, 1, 7);
+	rig_run(&t->rig);
+	assert_int_equal(rig_stats(t->b).fused, 1);
+	pf_fusion_set_ready(t->a->vm, false);
+	rig_hint(t->a, 21, 21, 1, 7);
+	rig_check(&t->rig);
+	withdraw_all(t->b);
+	assert_int_equal(rig_discard(t->b, 10), 0);
+	assert_int_equal(rig_free(&t->rig), 1);
+	/* It has to be captured again. */
+	rig_hint(t->b, 10, 10, 1, 7);
+	rig_run(&t->rig);
+	pf_fusion_set_ready(t->a->vm, true);
+	rig_run(&t->rig);
+	assert_int_equal(rig_stats(t->a).fused, 1);
+}
+
+/* Likewise when an order has some of them. */
+static void test_ready_page_beside_an_ordered_one(void **state)
+{
+	Pair *t = *state;
+
+	pf_fusion_set_ready(t->a->vm, false);
+	for (uint32_t i = 0; i <= PF_SHIM_MAX_RUNS; i++)
+		rig_hint(t->a, 100 + i, 100 + i, 1, 7);
+	rig_hint(t->b, 10, 10, 1, 7);
+	rig_run(&t->rig);
+	pf_fusion_set_ready(t->a->vm, true);
+	assert_true(rig_next(t->a, &t->order));
+	assert_int_equal(t->order.n_pages, PF_SHIM_MAX_RUNS);
+	rig_check(&t->rig);
+	rig_answer(t->a, &t->order);
+	rig_run(&t->rig);
+	assert_int_equal(rig_stats(t->a).fused, PF_SHIM_MAX_RUNS + 1);
+}
+
 static void test_few_at_a_time(void **state)
 {
 	Pair *t = *state;
@@ -185,6 +228,32 @@ static void test_old_frames_wait_until_all_are_known(void **state)
 	assert_int_equal(rig_discard(b, 1), 0);
 	pf_fusion_shim_away(a->vm);
 	assert_int_equal(rig_free(&rig), 1);
+	rig_deinit(&rig);
+}
+
+/* Who was given the store counts, whatever group it is of by now; who was not does not. */
+static void test_old_frames_wait_for_members_only(void **state)
+{
+	Rig rig;
+	RigVm *a, *moved, *stranger;
+
+	rig_init(&rig);
+	a = rig_add_unknown(&rig, 0, 64);
+	moved = rig_add_unknown(&rig, 1, 64);
+	moved->given |= 1u << 0;
+	stranger = rig_add_unknown(&rig, 0, 64);
+	stranger->given = 0;
+	rig_add_unknown(&rig, 1, 64);
+	pf_fusion_adopt_store(a->vm, 1024);
+	rig_store(&rig, 0, 600, 7);
+	a->mapped[1] = 600;
+	assert_int_equal(rig_list(a), 0);
+	rig_empty(a);
+	assert_int_equal(rig_free(&rig), 0);
+	/* What it maps of the other store is released. */
+	rig_empty(moved);
+	assert_int_equal(rig_free(&rig), 1);
+	assert_false(pf_fusion_knows_all(rig.fusion));
 	rig_deinit(&rig);
 }
 
@@ -272,9 +341,12 @@ int main(void)
 		T(test_wanted_is_not_freed),
 		T(test_captured_again_with_another_number),
 		T(test_delayed_page_of_a_freed_frame),
+		T(test_ready_page_beside_a_delayed_one),
+		T(test_ready_page_beside_an_ordered_one),
 		T(test_few_at_a_time),
 		T(test_groups_are_freed_apart),
 		cmocka_unit_test(test_old_frames_wait_until_all_are_known),
+		cmocka_unit_test(test_old_frames_wait_for_members_only),
 		cmocka_unit_test(test_unknown_vm_leaves),
 		T(test_frames_of_a_vm_that_leaves),
 		T(test_module_after_a_night),

@@ -568,14 +568,30 @@ static void test_who_is_known(void **state)
 	assert_false(pf_fusion_knows_all(t->rig.fusion));
 	rig_remove(c);
 	assert_true(pf_fusion_knows_all(t->rig.fusion));
-	/* Of another group: it may have been of this one for an earlier service. */
 	c = rig_add_unknown(&t->rig, 1, 16);
 	assert_false(pf_fusion_knows_all(t->rig.fusion));
+	assert_false(pf_fusion_vm_is_known(c->vm));
+	assert_true(pf_fusion_vm_is_known(t->a->vm));
 	rig_empty(c);
 	assert_true(pf_fusion_knows_all(t->rig.fusion));
-	/* And there may be some that nobody has named. */
-	pf_fusion_set_complete(t->rig.fusion, false);
-	assert_false(pf_fusion_knows_all(t->rig.fusion));
+	assert_true(pf_fusion_vm_is_known(c->vm));
+}
+
+/* Each group's own word; a new group of the same name is not complete. */
+static void test_which_group_is_complete(void **state)
+{
+	Pair *t = *state;
+	RigVm *c = rig_add(&t->rig, 1, 16);
+
+	pf_fusion_set_complete(t->rig.fusion, "1", true);
+	pf_fusion_set_complete(t->rig.fusion, "2", true);
+	assert_true(pf_fusion_is_complete(t->rig.fusion, "1"));
+	assert_false(pf_fusion_is_complete(t->rig.fusion, "0"));
+	assert_false(pf_fusion_is_complete(t->rig.fusion, "2"));
+	rig_remove(c);
+	assert_false(pf_fusion_is_complete(t->rig.fusion, "1"));
+	rig_add(&t->rig, 1, 16);
+	assert_false(pf_fusion_is_complete(t->rig.fusion, "1"));
 }
 
 /* Its bytes are what they were, and the guest will not say so again. */
@@ -634,6 +650,7 @@ int main(void)
 		ADOPTED(test_copy_of_what_has_a_frame_by_now),
 		ADOPTED(test_adopted_again),
 		ADOPTED(test_who_is_known),
+		ADOPTED(test_which_group_is_complete),
 		T(test_released_is_fused_again),
 		T(test_nothing_adopted),
 	};

@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
  * The test is systemd: it receives what is to be kept at a NOTIFY_SOCKET, and starts each service, a child, with what
- * it has.
+ * it has. What lies between, the front, is left out.
  */
 #include "host-service/groups.h"
+#include "host-service/systemd.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -168,6 +169,25 @@ static void hand_over(const Systemd *systemd)
 	setenv("LISTEN_FDNAMES", names->str, 1);
 }
 
+/* In the child. */
+static PfGroups *take_groups(void)
+{
+	GArray *kept = pf_systemd_take_stores();
+	PfGroups *groups = pf_groups_new(
+		&pf_systemd_keeper, (const PfKeptStore *)(void *)kept->data, kept->len);
+
+	/* The descriptors are not ours any more. */
+	for (guint i = 0; i < kept->len; i++)
+		g_free(g_array_index(kept, PfKeptStore, i).name);
+	g_free(g_array_free(g_steal_pointer(&kept), FALSE));
+	return groups;
+}
+
+static PfGroups *new_groups(void)
+{
+	return pf_groups_new(&pf_systemd_keeper, NULL, 0);
+}
+
 /* A service in a process of its own. An assertion that fails there ends it by a signal. */
 static pid_t start_service(
 	const Systemd *systemd, void (*run)(PfGroups *groups, void *arg), void *arg)
@@ -179,7 +199,7 @@ static pid_t start_service(
 		setenv("CMOCKA_TEST_ABORT", "1", 1);
 		signal(SIGABRT, SIG_DFL);
 		hand_over(systemd);
-		run(pf_groups_new(), arg);
+		run(take_groups(), arg);
 		_exit(0);
 	}
 	return service;
@@ -234,7 +254,7 @@ static PfStore *need_store(PfGroup *group)
 
 static void test_made_when_needed(void **state)
 {
-	PfGroups *groups = pf_groups_new();
+	PfGroups *groups = new_groups();
 	PfGroup *group = pf_groups_join(groups, "default");
 	g_autoptr(GString) name = g_string_new("store-");
 	PfStore *store;
@@ -262,7 +282,7 @@ static void test_made_when_needed(void **state)
 
 static void test_ends_with_the_last_vm(void **state)
 {
-	PfGroups *groups = pf_groups_new();
+	PfGroups *groups = new_groups();
 	PfGroup *group = pf_groups_join(groups, "default"), *other;
 
 	assert_ptr_equal(pf_groups_join(groups, "default"), group);
@@ -285,7 +305,7 @@ static void test_ends_with_the_last_vm(void **state)
 static void test_forsaken(void **state)
 {
 	for (int others_first = 0; others_first < 2; others_first++) {
-		PfGroups *groups = pf_groups_new();
+		PfGroups *groups = new_groups();
 		PfGroup *group = pf_groups_join(groups, "default");
 
 		pf_groups_join(groups, "default");
@@ -304,7 +324,7 @@ static void test_forsaken(void **state)
 static void test_no_name_for_a_store(void **state)
 {
 	g_autoptr(GError) error = NULL;
-	PfGroups *groups = pf_groups_new();
+	PfGroups *groups = new_groups();
 	PfGroup *group = pf_groups_join(groups, "");
 
 	assert_null(pf_group_store(group, &error));
@@ -316,7 +336,7 @@ static void test_no_name_for_a_store(void **state)
 
 static void test_memory(void **state)
 {
-	PfGroups *groups = pf_groups_new();
+	PfGroups *groups = new_groups();
 	PfGroup *a = pf_groups_join(groups, "a"), *b = pf_groups_join(groups, "b");
 	guint64 allocated_kib = 1, swapped_kib = 1;
 
@@ -337,14 +357,24 @@ static void test_memory(void **state)
 	pf_groups_free(groups);
 }
 
-/* There may be no systemd: nothing changes but that. */
+/* There may be no systemd, or no keeper at all: nothing changes but that. */
+static void test_without_a_keeper(void **state)
+{
+	PfGroups *groups = pf_groups_new(NULL, NULL, 0);
+
+	need_store(pf_groups_join(groups, "default"));
+	pf_group_leave(pf_groups_find(groups, "default"));
+	pf_groups_free(groups);
+	assert_int_equal(n_kept(*state), 0);
+}
+
 static void test_without_systemd(void **state)
 {
 	PfGroups *groups;
 	g_autofree char *socket_name = g_strdup(getenv("NOTIFY_SOCKET"));
 
 	unsetenv("NOTIFY_SOCKET");
-	groups = pf_groups_new();
+	groups = new_groups();
 	need_store(pf_groups_join(groups, "default"));
 	pf_group_leave(pf_groups_find(groups, "default"));
 	pf_groups_free(groups);
@@ -354,7 +384,7 @@ static void test_without_systemd(void **state)
 
 static void test_returned_first(void **state)
 {
-	PfGroups *groups = pf_groups_new();
+	PfGroups *groups = new_groups();
 	PfGroup *group = pf_groups_join(groups, FORGED_GROUP);
 	const char *why = NULL;
 	int fd = forged_store(1), copy = dup(fd);
@@ -385,7 +415,7 @@ static void assert_refused(PfGroup *group, int fd)
 
 static void test_returned_is_not_ours(void **state)
 {
-	PfGroups *groups = pf_groups_new();
+	PfGroups *groups = new_groups();
 	PfGroup *group = pf_groups_join(groups, "default");
 	PfGroup *forged = pf_groups_join(groups, FORGED_GROUP);
 
@@ -409,7 +439,7 @@ static void test_returned_is_not_ours(void **state)
 /* Nor do we wait for its end. */
 static void test_returned_lingers(void **unused)
 {
-	PfGroups *groups = pf_groups_new();
+	PfGroups *groups = new_groups();
 	PfGroup *group = pf_groups_join(groups, "default");
 	struct timespec before, after;
 	int peers[2];
@@ -625,7 +655,7 @@ static void hand_over_to_another(PfGroups *groups, void *unused)
 	pf_groups_free(groups);
 	setenv("LISTEN_PID", "1", 1);
 	setenv("LISTEN_FDS", "1", 1);
-	groups = pf_groups_new();
+	groups = new_groups();
 	assert_null(pf_groups_find(groups, FORGED_GROUP));
 }
 
@@ -652,6 +682,7 @@ int main(void)
 		GROUPS_TEST(test_forsaken),
 		GROUPS_TEST(test_no_name_for_a_store),
 		GROUPS_TEST(test_memory),
+		GROUPS_TEST(test_without_a_keeper),
 		GROUPS_TEST(test_without_systemd),
 		GROUPS_TEST(test_returned_first),
 		GROUPS_TEST(test_returned_is_not_ours),

@@ -21,6 +21,8 @@ typedef struct Rig {
 	PfFusion *fusion;
 	PfFusionVm *vm;
 	PfGuest *guest;
+	PfQuota quota;
+	PfLogLimit log;
 	ToyGuest *agent;
 	PfDomain domain;
 	unsigned n_moved;
@@ -57,6 +59,12 @@ static void on_moved(void *userdata)
 
 static const PfGuestEvents guest_events = {on_changed, on_moved};
 
+static PfGuest *new_guest(Rig *rig)
+{
+	return pf_guest_new(
+		rig->broker, rig->vm, &rig->domain, &rig->quota, &rig->log, &guest_events, rig);
+}
+
 static int set_up(void **state)
 {
 	Rig *rig = g_new0(Rig, 1);
@@ -74,7 +82,9 @@ static int set_up(void **state)
 	rig->vm = pf_fusion_add_vm(rig->fusion, "default", NULL);
 	rig->domain = fake_domain();
 	g_strlcpy(rig->domain.channel, rig->path, sizeof rig->domain.channel);
-	rig->guest = pf_guest_new(rig->broker, rig->vm, &rig->domain, &guest_events, rig);
+	pf_quota_init(&rig->quota, &PF_POLICY_DEFAULTS, g_get_monotonic_time());
+	pf_log_limit_init(&rig->log, rig->domain.name, g_get_monotonic_time());
+	rig->guest = new_guest(rig);
 	*state = rig;
 	return 0;
 }
@@ -214,7 +224,7 @@ static void test_no_timer_outlives_it(void **state)
 	assert_non_null(g_main_context_find_source_by_user_data(NULL, rig->guest));
 	pf_guest_free(rig->guest);
 	assert_null(g_main_context_find_source_by_user_data(NULL, rig->guest));
-	rig->guest = pf_guest_new(rig->broker, rig->vm, &rig->domain, &guest_events, rig);
+	rig->guest = new_guest(rig);
 }
 
 static void test_memory_that_grows(void **state)
@@ -263,35 +273,65 @@ typedef struct Knocker {
 	unsigned n_sessions; /* that were begun when it knocked last */
 } Knocker;
 
-/* Knocks whenever a session has begun, and so asks for the next one. */
-static gboolean has_knocked_too_often(void *userdata)
+static unsigned count_sessions(const Knocker *knocker)
 {
-	Knocker *knocker = userdata;
+	return count_logged(&knocker->log, "agent toy on Linux");
+}
+
+static void knock(const Rig *rig)
+{
 	Pagefusion__AgentMessage message = PAGEFUSION__AGENT_MESSAGE__INIT;
-	Pagefusion__Knock knock = PAGEFUSION__KNOCK__INIT;
+	Pagefusion__Knock body = PAGEFUSION__KNOCK__INIT;
 	uint8_t frame[64], *payload = frame + PF_FRAME_HEADER_SIZE;
 	size_t size;
 
 	message.body_case = PAGEFUSION__AGENT_MESSAGE__BODY_KNOCK;
-	message.knock = &knock;
+	message.knock = &body;
 	size = pagefusion__agent_message__pack(&message, payload);
 	assert_int_equal(pf_frame_write_header(frame, payload, size), PF_FRAME_OK);
-	if (count_logged(&knocker->log, "agent toy on Linux") > knocker->n_sessions) {
-		knocker->n_sessions++;
-		toy_guest_send_raw(knocker->rig->agent, frame, PF_FRAME_HEADER_SIZE + size);
-	}
-	toy_guest_handle(knocker->rig->agent);
-	return count_logged(&knocker->log, "agent sends more than it may") > 0;
+	toy_guest_send_raw(rig->agent, frame, PF_FRAME_HEADER_SIZE + size);
 }
 
-/* A session has begun after those, or the channel was closed again. */
-static gboolean has_begun_or_ended(void *userdata)
+/* Knocks whenever a session has begun, and so asks for the next one. */
+static gboolean is_held_back(void *userdata)
 {
 	Knocker *knocker = userdata;
 
+	if (count_sessions(knocker) > knocker->n_sessions) {
+		knocker->n_sessions++;
+		knock(knocker->rig);
+	}
 	toy_guest_handle(knocker->rig->agent);
-	return count_logged(&knocker->log, "agent toy on Linux") > knocker->n_sessions ||
-	       count_logged(&knocker->log, "agent sends more than it may") > 1;
+	return knocker->rig->quota.paused_us > 0;
+}
+
+static gboolean has_begun_one_more(void *userdata)
+{
+	const Knocker *knocker = userdata;
+
+	toy_guest_handle(knocker->rig->agent);
+	return count_sessions(knocker) > knocker->n_sessions;
+}
+
+/* Each session costs the broker and the shim something, which other VMs wait for. */
+static void test_too_many_sessions(void **state)
+{
+	Rig *rig = *state;
+	Knocker knocker = {.rig = rig, .log = capture_log()};
+	gint64 begin = g_get_monotonic_time();
+
+	open_session(rig);
+	turn_until(is_held_back, &knocker);
+	assert_in_range(count_sessions(&knocker), PF_POLICY_BURST_S,
+		PF_POLICY_BURST_S + 2 +
+			(unsigned)((g_get_monotonic_time() - begin) / G_USEC_PER_SEC));
+	assert_string_equal(
+		pf_quota_exceeded(&rig->quota, g_get_monotonic_time()), "hints a second");
+	/* What it said while nobody read is heard in the end. */
+	knocker.n_sessions = count_sessions(&knocker);
+	knock(rig);
+	turn_until(has_begun_one_more, &knocker);
+	end_capture(&knocker.log);
 }
 
 static gboolean all_is_read(void *userdata)
@@ -302,37 +342,76 @@ static gboolean all_is_read(void *userdata)
 	return ioctl(toy_guest_connection(rig->agent), SIOCOUTQ, &unread) == 0 && unread == 0;
 }
 
-/* As the agent does after a time without a host: zeros, before it answers the hello. */
-static void reopen_channel(Rig *rig)
+static void send_zeros(Rig *rig, unsigned n)
 {
-	static const uint8_t zeros[4096];
-	PfBrokerRequest request;
-	struct pollfd event = {toy_guest_listener(rig->agent), POLLIN, 0};
+	static const uint8_t zeros[PF_PAGE_SIZE];
 
+	for (unsigned i = 0; i < n; i++)
+		assert_true(toy_guest_send_raw(rig->agent, zeros, sizeof zeros));
+}
+
+static void set_bytes_per_s(Rig *rig, guint64 bytes_per_s)
+{
+	PfPolicy policy = PF_POLICY_DEFAULTS;
+
+	policy.bytes_per_s = bytes_per_s;
+	pf_quota_init(&rig->quota, &policy, g_get_monotonic_time());
+}
+
+/* Its channel is read at the rate that its group allows, and nothing is lost. */
+static void test_too_many_bytes(void **state)
+{
+	Rig *rig = *state;
+	gint64 begin;
+
+	open_session(rig);
+	set_bytes_per_s(rig, 8 * PF_PAGE_SIZE);
+	begin = g_get_monotonic_time();
+	for (unsigned i = 0; i < 10; i++) {
+		send_zeros(rig, 8);
+		turn_until(all_is_read, rig);
+	}
+	/* Eight times that much are there at once; the ninth is an overdraft, which the tenth waits for. */
+	assert_in_range(g_get_monotonic_time() - begin, G_USEC_PER_SEC * 9 / 10, FAKE_WAIT_US);
+	assert_in_range(rig->quota.paused_us, G_USEC_PER_SEC * 9 / 10, FAKE_WAIT_US);
+	/* The agent is heard as before. */
+	toy_guest_module(rig->agent, 1, "a", 10);
+	turn_until(all_is_read, rig);
+	assert_true(toy_guest_has_session(rig->agent));
+}
+
+/* The next byte would be read in a minute. */
+static void begin_long_pause(Rig *rig)
+{
+	open_session(rig);
+	set_bytes_per_s(rig, 1);
+	send_zeros(rig, 1);
+	turn_until(all_is_read, rig);
+	assert_in_range(rig->quota.paused_us, 59 * G_USEC_PER_SEC, 61 * G_USEC_PER_SEC);
+}
+
+static void test_channel_ends_in_a_pause(void **state)
+{
+	Rig *rig = *state;
+	PfBrokerRequest request;
+
+	begin_long_pause(rig);
+	send_zeros(rig, 1);
+	shutdown(toy_guest_connection(rig->agent), SHUT_RDWR);
 	do {
 		request = fake_broker_next_any(rig->fd);
 	} while (request.type != PF_BROKER_OPEN_CHANNEL);
 	fake_broker_answer(rig->fd, &request, connect_channel(rig));
-	assert_int_equal(poll(&event, 1, 10000), 1);
-	toy_guest_handle(rig->agent);
-	assert_true(toy_guest_send_raw(rig->agent, zeros, sizeof zeros));
-	turn_until(all_is_read, rig);
 }
 
-/* Each session costs the broker and the shim something, which other VMs wait for. */
-static void test_too_many_sessions(void **state)
+static void test_closed_in_a_pause(void **state)
 {
 	Rig *rig = *state;
-	Knocker knocker = {.rig = rig, .log = capture_log()};
 
-	open_session(rig);
-	turn_until(has_knocked_too_often, &knocker);
-	/* After the pause it is heard again, also when its first bytes begin no session. */
-	knocker.n_sessions = count_logged(&knocker.log, "agent toy on Linux");
-	reopen_channel(rig);
-	turn_until(has_begun_or_ended, &knocker);
-	assert_int_equal(count_logged(&knocker.log, "agent sends more than it may"), 1);
-	end_capture(&knocker.log);
+	begin_long_pause(rig);
+	pf_guest_free(rig->guest);
+	assert_null(g_main_context_find_source_by_user_data(NULL, rig->guest));
+	rig->guest = new_guest(rig);
 }
 
 int main(void)
@@ -345,6 +424,9 @@ int main(void)
 		TEST(test_memory_that_grows),
 		TEST(test_channel_that_does_not_open),
 		TEST(test_too_many_sessions),
+		TEST(test_too_many_bytes),
+		TEST(test_channel_ends_in_a_pause),
+		TEST(test_closed_in_a_pause),
 	};
 #undef TEST
 

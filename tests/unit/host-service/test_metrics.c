@@ -21,6 +21,8 @@ static const char *const names[PF_METRIC_N] = {
 	"Guest/PageFusion/Fused",
 	"Guest/PageFusion/Revoked",
 	"Guest/PageFusion/Refused",
+	"Guest/PageFusion/OverQuota",
+	"Guest/PageFusion/Paused",
 	"Guest/PageFusion/Busy",
 	"Guest/PageFusion/Discarded",
 	"Guest/PageFusion/Written",
@@ -31,7 +33,7 @@ static const char *const names[PF_METRIC_N] = {
 };
 
 #define HOST_BITS 0x1ffu
-#define VM_BITS   0x1ffe00u
+#define VM_BITS   0x7ffe00u
 
 static void table_is_complete(void **state)
 {
@@ -207,6 +209,7 @@ static void vm_values(void **state)
 			.shared = 3,
 			.runs = 4,
 			.revoked = 5,
+			.over_quota = 14,
 			.refused =
 				{[PF_SHIM_DONE] = 1000, [PF_SHIM_BUSY] = 6, [PF_SHIM_FAILED] = 7}},
 		.shim = {.maps = 8,
@@ -215,8 +218,9 @@ static void vm_values(void **state)
 			.discarded_pages = 11,
 			.written_pages = 12,
 			.ways_out = 13},
+		.paused_ms = 15,
 	};
-	static const uint64_t expected[] = {12, 1, 2, 5, 13, 10, 11, 12, 13, 4, 8, 9};
+	static const uint64_t expected[] = {12, 1, 2, 5, 13, 14, 15, 10, 11, 12, 13, 4, 8, 9};
 	static const PfMetricId of_the_shim[] = {PF_METRIC_VM_BUSY, PF_METRIC_VM_DISCARDED,
 		PF_METRIC_VM_WRITTEN, PF_METRIC_VM_WAYS_OUT, PF_METRIC_VM_MAPS,
 		PF_METRIC_VM_MAPS_BUDGET};

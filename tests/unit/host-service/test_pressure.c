@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * Memory pressure from a meminfo file of the test's, whose readers inotify counts, and from a
+ * Memory pressure from a meminfo file of the test's, whose reads inotify counts, and from a
  * trigger: a pseudo terminal stands in for the kernel's file, because it can be written, says
  * POLLPRI in packet mode, and POLLHUP when its other end is closed.
  */
@@ -71,10 +71,10 @@ static void rig_init(Rig *rig, const char *psi)
 	rig->meminfo = g_build_filename(rig->directory, "meminfo", NULL);
 	set_available(rig, 500000);
 	rig->watch = inotify_init1(IN_CLOEXEC | IN_NONBLOCK);
-	assert_true(inotify_add_watch(rig->watch, rig->meminfo, IN_CLOSE_NOWRITE) >= 0);
-	rig->config = (PfPressureConfig){
-		.psi = psi, .meminfo = rig->meminfo, .quiet_ms = 50, .look_ms = 5};
-	rig->pressure = pf_pressure_new_with(&rig->config, changed, rig);
+	assert_true(inotify_add_watch(rig->watch, rig->meminfo, IN_ACCESS) >= 0);
+	rig->config = (PfPressureConfig){.quiet_ms = 50, .look_ms = 5};
+	rig->pressure = pf_pressure_new_with(
+		&rig->config, pf_pressure_open(psi, rig->meminfo), changed, rig);
 }
 
 static void rig_deinit(Rig *rig)
@@ -152,7 +152,7 @@ static void meminfo_is_looked_at(void **state)
 
 static void what_cannot_be_read_changes_nothing(void **state)
 {
-	static const char *const texts[] = {"", "MemTotal:\nMemAvailable:\n",
+	static const char *const texts[] = {"\n", "MemTotal:\nMemAvailable:\n",
 		"MemTotal: 1000000 kB\n", "MemAvailable: 1000000 kB\n",
 		"MemTotal: 1000000 kB\nMemAvailable: 99999999999999999999999999 kB\n",
 		"MemTotal: some kB\nMemAvailable: 1000000 kB\n"};
@@ -296,6 +296,22 @@ static void may_be_freed_when_it_says_so(void **state)
 	rig_deinit(&rig);
 }
 
+/* All that is needed is open: where there are no files any more, nothing changes. */
+static void needs_no_files(void **state)
+{
+	Rig rig;
+	g_autofree char *away = NULL;
+
+	rig_init(&rig, "/nonexistent/pressure");
+	away = g_strconcat(rig.directory, "/away", NULL);
+	assert_int_equal(g_rename(rig.meminfo, away), 0);
+	g_free(rig.meminfo);
+	rig.meminfo = g_steal_pointer(&away);
+	set_available(&rig, 1000);
+	turn_until(&rig, is_pressed);
+	rig_deinit(&rig);
+}
+
 static void takes_the_trigger_of_this_host(void **state)
 {
 	int fd = open(PSI, O_RDWR | O_CLOEXEC);
@@ -305,7 +321,7 @@ static void takes_the_trigger_of_this_host(void **state)
 	if (fd < 0)
 		skip();
 	close(fd);
-	rig.pressure = pf_pressure_new(changed, &rig);
+	rig.pressure = pf_pressure_new(pf_pressure_open_host(), changed, &rig);
 	fd = find_open(PSI);
 	assert_true(fd >= 0);
 	assert_int_equal(fcntl(fd, F_GETFD), FD_CLOEXEC);
@@ -322,6 +338,7 @@ int main(void)
 		cmocka_unit_test(trigger_begins_and_quiet_ends),
 		cmocka_unit_test(trigger_that_ends_is_replaced),
 		cmocka_unit_test(may_be_freed_when_it_says_so),
+		cmocka_unit_test(needs_no_files),
 		cmocka_unit_test(takes_the_trigger_of_this_host),
 	};
 

@@ -202,6 +202,28 @@ static void test_wrong_peer(void **state)
 	end(pid);
 }
 
+/* Another socket, put where the channel was: the path that it was bound to gives it away. */
+static void test_other_socket_in_its_place(void **state)
+{
+	g_autofree char *path = in_directory("channel"), *other = in_directory("other");
+	g_autofree char *longer = in_directory("channel2");
+	int server = listen_at(other, 8), moved;
+
+	assert_true(server >= 0);
+	assert_int_equal(link(other, path), 0);
+	expect_no_connection(path, getpid(), G_IO_ERROR_PERMISSION_DENIED);
+	/* As libvirt's, which root has opened, and which is not of QEMU's process. */
+	expect_no_connection(path, getppid(), G_IO_ERROR_PERMISSION_DENIED);
+	g_remove(path);
+	moved = listen_at(longer, 8);
+	assert_int_equal(rename(longer, path), 0);
+	expect_no_connection(path, getpid(), G_IO_ERROR_PERMISSION_DENIED);
+	g_remove(path);
+	g_remove(other);
+	close(moved);
+	close(server);
+}
+
 static void test_gpa2hva(void **state)
 {
 	static const struct {
@@ -246,6 +268,7 @@ int main(void)
 		cmocka_unit_test(test_what_is_no_channel),
 		cmocka_unit_test(test_channel_in_use),
 		cmocka_unit_test(test_wrong_peer),
+		cmocka_unit_test(test_other_socket_in_its_place),
 		cmocka_unit_test(test_gpa2hva),
 	};
 

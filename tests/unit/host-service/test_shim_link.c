@@ -121,7 +121,7 @@ typedef struct Pair {
 	Heard heard;
 } Pair;
 
-static Pair *new_pair(void)
+static Pair *new_pair_with(PfQuota *quota)
 {
 	Pair *pair = g_new0(Pair, 1);
 	int fds[2];
@@ -131,8 +131,13 @@ static Pair *new_pair(void)
 	pair->link = pf_shim_link_new(fds[0], NULL);
 	assert_non_null(pair->link);
 	pair->heard.link = pair->link;
-	pf_shim_link_start(pair->link, &events, &pair->heard);
+	pf_shim_link_start(pair->link, quota, &events, &pair->heard);
 	return pair;
+}
+
+static Pair *new_pair(void)
+{
+	return new_pair_with(NULL);
 }
 
 static void free_pair(Pair *pair)
@@ -376,6 +381,27 @@ static void test_descriptors_are_closed(void **unused)
 	free_pair(pair);
 }
 
+/* Only a store comes with a message; what a foreign version sends beside the frozen ones is passed over. */
+static void test_descriptor_too_many(void **unused)
+{
+	Pair *pair = new_pair(), *foreign = new_pair();
+	PfShimHeader header = {.magic = PF_SHIM_MAGIC, .type = PF_SHIM_RELEASED, .n_fds = 1};
+	int ends[2];
+
+	assert_int_equal(pipe2(ends, O_CLOEXEC), 0);
+	pf_shim_link_only_frozen(foreign->link);
+	say_raw(foreign->peer, header, NULL, 0, ends[1]);
+	say_raw(pair->peer, header, NULL, 0, ends[1]);
+	settle();
+	assert_int_equal(pair->heard.closed, 1);
+	assert_int_equal(pair->heard.released, 0);
+	assert_int_equal(foreign->heard.closed, 0);
+	close(ends[1]);
+	expect_closed(ends[0]);
+	free_pair(pair);
+	free_pair(foreign);
+}
+
 static void test_end_of_connection(void **unused)
 {
 	Pair *pair = new_pair();
@@ -434,6 +460,56 @@ static void test_send_to_one_that_does_not_read(void **unused)
 	free_pair(pair);
 }
 
+static const PfPolicy policy = {.bytes_per_s = 1, .hints_per_s = 1, .cpu_percent = 1};
+
+/* A link whose VM has used up its time, and more: the next message is its last for half a second. */
+static Pair *new_paced_pair(PfQuota *quota)
+{
+	Pair *pair = new_pair_with(quota);
+
+	pf_quota_init(quota, &policy, g_get_monotonic_time());
+	pf_quota_spend(quota, 0, 0, 85000, g_get_monotonic_time());
+	say(pair, PF_SHIM_RELEASED, 1, NULL, 0);
+	assert_int_equal(pair->heard.released, 1);
+	return pair;
+}
+
+static void test_pause(void **unused)
+{
+	gint64 begin = g_get_monotonic_time();
+	PfQuota quota;
+	Pair *pair = new_paced_pair(&quota);
+
+	assert_false(pf_shim_link_has_unread(pair->link));
+	for (uint64_t id = 2; id < 10; id++)
+		say(pair, PF_SHIM_RELEASED, id, NULL, 0);
+	assert_int_equal(pair->heard.released, 1);
+	assert_true(pf_shim_link_has_unread(pair->link));
+	/* Nothing is lost by it. */
+	while (pair->heard.released < 9 && g_get_monotonic_time() - begin < 20 * G_USEC_PER_SEC)
+		g_main_context_iteration(NULL, TRUE);
+	assert_int_equal(pair->heard.id, 9);
+	assert_in_range(g_get_monotonic_time() - begin, G_USEC_PER_SEC / 3, 20 * G_USEC_PER_SEC);
+	free_pair(pair);
+}
+
+static void test_end_in_a_pause(void **unused)
+{
+	PfQuota quota;
+	Pair *pair = new_paced_pair(&quota);
+
+	pf_shim_link_close(pair->link, "the test wants it");
+	settle();
+	assert_int_equal(pair->heard.closed, 1);
+	assert_null(g_main_context_find_source_by_user_data(NULL, pair->link));
+	free_pair(pair);
+	pair = new_paced_pair(&quota);
+	pf_shim_link_free(pair->link);
+	assert_null(g_main_context_find_source_by_user_data(NULL, pair->link));
+	close(pair->peer);
+	g_free(pair);
+}
+
 static void test_peer(void **unused)
 {
 	Pair *pair = new_pair();
@@ -452,10 +528,13 @@ int main(void)
 		cmocka_unit_test(test_refused_payloads),
 		cmocka_unit_test(test_refused_headers),
 		cmocka_unit_test(test_descriptors_are_closed),
+		cmocka_unit_test(test_descriptor_too_many),
 		cmocka_unit_test(test_end_of_connection),
 		cmocka_unit_test(test_closing_in_an_event),
 		cmocka_unit_test(test_send),
 		cmocka_unit_test(test_send_to_one_that_does_not_read),
+		cmocka_unit_test(test_pause),
+		cmocka_unit_test(test_end_in_a_pause),
 		cmocka_unit_test(test_peer),
 	};
 

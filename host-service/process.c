@@ -1,0 +1,111 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * A process of pagefusiond is a fork of the first one that goes on in the same binary: no exec, so there is no second
+ * program to install, to find and to trust, and a library that is loaded is there. What the first process has open is
+ * not for the others (systemd's stores can be written to, the broker's socket for definitions is root's equal), so a
+ * child closes everything that it was not given by name.
+ *
+ * The kernel kills a child whose parent dies. It does so only for a parent that dies after the child has asked for it,
+ * hence the second look at who the parent is; and it forgets about it when a process changes its user, hence the
+ * function that asks again.
+ */
+#include "host-service/process.h"
+#include <errno.h>
+#include <gio/gio.h>
+#include <limits.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/prctl.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+/* In a child: who started it. */
+static pid_t starter;
+
+void pf_process_die_with_parent(void)
+{
+	prctl(PR_SET_PDEATHSIG, SIGKILL);
+	if (getppid() != starter)
+		_exit(EXIT_FAILURE);
+}
+
+static int compare_fds(const void *a, const void *b)
+{
+	return *(const int *)a - *(const int *)b;
+}
+
+/* A copy in order, of which the first is STDERR_FILENO; n counts it. */
+static int *sorted_fds(const int *fds, size_t *n)
+{
+	int *sorted;
+	size_t n_fds = 0;
+
+	while (fds[n_fds] >= 0)
+		n_fds++;
+	sorted = g_new(int, n_fds + 1);
+	memcpy(sorted, fds, n_fds * sizeof(*sorted));
+	sorted[n_fds] = STDERR_FILENO;
+	qsort(sorted, n_fds + 1, sizeof(*sorted), compare_fds);
+	*n = n_fds + 1;
+	return sorted;
+}
+
+static void close_all_but(const int *fds)
+{
+	size_t n, i;
+	g_autofree int *keep = sorted_fds(fds, &n);
+
+	for (i = 0; i + 1 < n; i++)
+		if (keep[i] >= STDERR_FILENO && keep[i + 1] > keep[i] + 1)
+			close_range((unsigned)keep[i] + 1, (unsigned)keep[i + 1] - 1, 0);
+	close_range((unsigned)keep[n - 1] + 1, UINT_MAX, 0);
+}
+
+static void ignore_signals(void)
+{
+	signal(SIGINT, SIG_IGN);
+	signal(SIGTERM, SIG_IGN);
+	signal(SIGHUP, SIG_IGN);
+	signal(SIGPIPE, SIG_IGN);
+}
+
+static gboolean fail(const char *what, int code, GError **error)
+{
+	g_set_error(
+		error, G_IO_ERROR, g_io_error_from_errno(code), "%s: %s", what, g_strerror(code));
+	return FALSE;
+}
+
+pid_t pf_process_start(const char *name, const int *fds, int (*run)(void *userdata), void *userdata,
+	GError **error)
+{
+	pid_t parent = getpid(), child;
+	int code;
+
+	/* What is in a buffer would be written by both. */
+	fflush(NULL);
+	child = fork();
+	code = errno;
+	if (child < 0) {
+		g_autofree char *what = g_strdup_printf("the process %s cannot be started", name);
+
+		fail(what, code, error);
+		return -1;
+	}
+	if (child > 0)
+		return child;
+	starter = parent;
+	pf_process_die_with_parent();
+	prctl(PR_SET_NAME, name);
+	ignore_signals();
+	close_all_but(fds);
+	exit(run(userdata));
+}
+
+gboolean pf_process_socket_pair(int fds[2], GError **error)
+{
+	if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, fds) == 0)
+		return TRUE;
+	return fail("a pair of sockets cannot be made", errno, error);
+}
