@@ -16,6 +16,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
 #include <sys/un.h>
@@ -109,6 +110,7 @@ static pid_t make_process(pid_t pid)
 
 	if (made != 0)
 		return (pid_t)made;
+	syscall(SYS_prctl, PR_SET_PDEATHSIG, SIGKILL);
 	syscall(SYS_close_range, 3u, ~0u, 0u);
 	for (;;)
 		syscall(SYS_pause);
@@ -224,12 +226,15 @@ static void test_claims(void **state)
 	LabVm *vm = hostile_start(*state, "liar", "default");
 
 	for (size_t i = 0; i < G_N_ELEMENTS(claims); i++) {
+		gint64 begin = g_get_monotonic_time();
 		int fd = hostile_connect(vm);
 
 		for (uint64_t n = 0; n < claims[i].times; n++)
 			assert_true(hostile_say(fd, PF_SHIM_HELLO, 0, &claims[i].hello,
 				sizeof(claims[i].hello), -1, 0));
 		hostile_expect_end(*state, fd, claims[i].what);
+		/* At once, and not when its time to say something better is over. */
+		assert_in_range(g_get_monotonic_time() - begin, 0, 5 * G_USEC_PER_SEC);
 		close(fd);
 	}
 }
@@ -263,6 +268,8 @@ __attribute__((noreturn)) static void crowd(const struct sockaddr_un *address)
 	if (setgroups(0, NULL) < 0 || setresgid(LAB_VM_UID, LAB_VM_UID, LAB_VM_UID) < 0 ||
 		setresuid(LAB_VM_UID, LAB_VM_UID, LAB_VM_UID) < 0)
 		_exit(1);
+	/* The user's change has taken it back, so not before. */
+	prctl(PR_SET_PDEATHSIG, SIGKILL);
 	memset(fds, -1, sizeof(fds));
 	for (unsigned i = 0;; i = (i + 1) % CROWD) {
 		close(fds[i]);
