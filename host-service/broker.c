@@ -1,15 +1,18 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * The service's end of the broker's socket. It must never block, because the broker may: the broker
- * sends with a blocking socket and waits in libvirt's calls. So requests that find the socket full
- * wait in a queue here until it has room. An answer finds its GTask by the request's id; when the
- * broker ends or is freed, every task that is still awaited gets G_IO_ERROR_CLOSED. A task calls
- * back from the main context, so after pf_broker_free() has returned.
+ * A client's end of its broker's socket. It must never block, because the broker may: it reads
+ * nothing while it waits in libvirt's calls. So requests that find the socket full wait in a queue
+ * here until it has room. An answer finds its GTask by the request's id; when the broker ends or is
+ * freed, every task that is still awaited gets G_IO_ERROR_CLOSED. A task calls back from the main
+ * context, so after pf_broker_free() has returned.
  *
  * A request that the broker would refuse is refused here already: a wrong one ends the broker, and
- * the service with it. Callbacks may free the broker, so whoever calls them holds a reference.
+ * its clients with it. Callbacks may free the broker, so whoever calls them holds a reference.
  */
 #include "host-service/broker_protocol.h"
+#include "host-service/packet.h"
+#include "host-service/packet_queue.h"
+#include "host-service/source.h"
 #include <errno.h>
 #include <glib-unix.h>
 #include <unistd.h>
@@ -19,18 +22,11 @@ struct PfBroker {
 	const PfBrokerEvents *events; /* NULL once pf_broker_free() was called */
 	void *userdata;
 	GSource *readable;
-	GSource *writable; /* while the queue is not empty */
-	GQueue queue;      /* of PfBrokerRequest, owned */
-	GHashTable *tasks; /* id to GTask, owned */
+	GSource *writable;   /* while the queue is not empty */
+	PfPacketQueue queue; /* of PfBrokerRequest */
+	GHashTable *tasks;   /* id to GTask, owned */
 	uint64_t last_id;
 };
-
-static void drop_source(GSource **source)
-{
-	if (*source)
-		g_source_destroy(*source);
-	g_clear_pointer(source, g_source_unref);
-}
 
 static void fail_task(GTask *task)
 {
@@ -45,12 +41,12 @@ static void close_socket(PfBroker *broker)
 	GHashTableIter iter;
 	gpointer task;
 
-	drop_source(&broker->readable);
-	drop_source(&broker->writable);
+	pf_source_drop(&broker->readable);
+	pf_source_drop(&broker->writable);
 	if (broker->fd >= 0)
 		close(broker->fd);
 	broker->fd = -1;
-	g_queue_clear_full(&broker->queue, g_free);
+	pf_packet_queue_clear(&broker->queue);
 	broker->tasks = g_hash_table_new_full(g_int64_hash, g_int64_equal, g_free, g_object_unref);
 	g_hash_table_iter_init(&iter, tasks);
 	while (g_hash_table_iter_next(&iter, NULL, &task))
@@ -141,7 +137,7 @@ static gboolean on_readable(gint socket, GIOCondition condition, gpointer data)
 	PfBrokerMessage message;
 	size_t n_fds;
 	int fd;
-	ssize_t n = pf_broker_receive(socket, &message, sizeof(message), &fd, &n_fds);
+	ssize_t n = pf_packet_receive(socket, &message, sizeof(message), &fd, &n_fds);
 
 	if (n > 0 && pf_broker_check_message(&message, (size_t)n))
 		on_message(broker, &message, &fd);
@@ -160,25 +156,19 @@ static GSource *watch(PfBroker *broker, GIOCondition condition,
 
 	/* First, so that a change is known here before anybody who was told that it is done can ask for it. */
 	g_source_set_priority(source, G_PRIORITY_HIGH);
-	g_source_set_callback(source, G_SOURCE_FUNC(callback), broker, NULL);
-	g_source_attach(source, g_main_context_get_thread_default());
-	return source;
+	return pf_source_start(source, G_SOURCE_FUNC(callback), broker);
 }
 
-/* Sends what the socket takes. An error shows on the readable side too, as the end of the stream.
- */
+/* Sends what the socket takes. An error shows on the readable side too, as the end of the stream, after what has been
+ * answered. */
 static gboolean on_writable(gint socket, GIOCondition condition, gpointer data)
 {
 	PfBroker *broker = data;
 
-	while (!g_queue_is_empty(&broker->queue)) {
-		const PfBrokerRequest *request = g_queue_peek_head(&broker->queue);
-
-		if (pf_broker_send(socket, request, sizeof(*request), -1) == -EAGAIN)
-			return G_SOURCE_CONTINUE;
-		g_free(g_queue_pop_head(&broker->queue));
-	}
-	drop_source(&broker->writable);
+	if (pf_packet_queue_flush(&broker->queue, socket) == -EAGAIN)
+		return G_SOURCE_CONTINUE;
+	pf_packet_queue_clear(&broker->queue);
+	pf_source_drop(&broker->writable);
 	return G_SOURCE_REMOVE;
 }
 
@@ -190,6 +180,7 @@ PfBroker *pf_broker_new(int fd, const PfBrokerEvents *events, void *userdata)
 	broker->events = events;
 	broker->userdata = userdata;
 	broker->tasks = g_hash_table_new_full(g_int64_hash, g_int64_equal, g_free, g_object_unref);
+	pf_packet_queue_init(&broker->queue, PF_BROKER_MAX_QUEUE);
 	g_unix_set_fd_nonblocking(fd, TRUE, NULL);
 	broker->readable = watch(broker, G_IO_IN | G_IO_HUP | G_IO_ERR, on_readable);
 	return broker;
@@ -204,10 +195,9 @@ void pf_broker_free(PfBroker *broker)
 	drop_broker(broker);
 }
 
-/* Checks and queues a request for this task, which is consumed. */
-static void submit(PfBroker *broker, GTask *task, const PfBrokerRequest *template)
+/* Completes, checks and queues a request for this task, which is consumed. */
+static void submit(PfBroker *broker, GTask *task, PfBrokerRequest *request)
 {
-	g_autofree PfBrokerRequest *request = g_memdup2(template, sizeof(*template));
 	g_autoptr(GTask) owned = task;
 
 	request->magic = PF_BROKER_MAGIC;
@@ -221,14 +211,14 @@ static void submit(PfBroker *broker, GTask *task, const PfBrokerRequest *templat
 			"no valid name or UUID of a VM, no valid setting, or no valid range of memory");
 		return;
 	}
-	if (broker->queue.length >= PF_BROKER_MAX_QUEUE) {
+	if (pf_packet_queue_is_full(&broker->queue)) {
 		g_task_return_new_error(task, G_IO_ERROR, G_IO_ERROR_BUSY,
 			"the broker waits for libvirt: try again later");
 		return;
 	}
 	g_hash_table_insert(broker->tasks, g_memdup2(&request->id, sizeof(request->id)),
 		g_steal_pointer(&owned));
-	g_queue_push_tail(&broker->queue, g_steal_pointer(&request));
+	pf_packet_queue_put(&broker->queue, request, sizeof(*request), -1);
 	if (!broker->writable)
 		broker->writable = watch(broker, G_IO_OUT, on_writable);
 }
@@ -241,10 +231,12 @@ static GTask *new_task(GAsyncReadyCallback callback, void *userdata, gpointer ta
 	return task;
 }
 
-void pf_broker_open_userfaultfd(PfBroker *broker, GAsyncReadyCallback callback, void *userdata)
+void pf_broker_open_userfaultfd(
+	PfBroker *broker, const char *uuid, GAsyncReadyCallback callback, void *userdata)
 {
 	PfBrokerRequest request = {.type = PF_BROKER_OPEN_USERFAULTFD};
 
+	g_strlcpy(request.vm, uuid, sizeof(request.vm));
 	submit(broker, new_task(callback, userdata, pf_broker_open_userfaultfd), &request);
 }
 

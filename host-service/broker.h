@@ -3,12 +3,12 @@
 /*
  * The broker is the process that may talk to libvirt and open /dev/userfaultfd. What parses bytes
  * from guests and from QEMU processes asks it for a short list of fixed things, over a socket pair
- * with the messages of broker_protocol.h. This header is both ends: pf_broker_serve() is the
- * broker's main loop, PfBroker the service's end of the socket.
+ * with the messages of broker_protocol.h. So does the front, for other things, over a socket pair of
+ * its own. This header is both ends: pf_broker_serve() is the broker's main loop, PfBroker a
+ * client's end of its socket.
  */
 #include "common/page.h"
 #include "host-service/group_name.h"
-#include "host-service/session.h"
 #include "host-service/thp.h"
 #include <gio/gio.h>
 
@@ -44,12 +44,12 @@ typedef struct PfBrokerEvents {
 	/* libvirt came (connected) or went; the reason when it went, one sentence that says what to
 	 * do. */
 	void (*libvirt_changed)(void *userdata, gboolean connected, const char *reason);
-	/* The broker process has ended: the service ends too. */
+	/* The broker process has ended: its clients end too. */
 	void (*closed)(void *userdata);
 } PfBrokerEvents;
 
 /*
- * The service's end. fd (SOCK_SEQPACKET) is consumed. events and userdata must live as long as the
+ * A client's end. fd (SOCK_SEQPACKET) is consumed. events and userdata must live as long as the
  * broker. Events and answers are dispatched by the thread-default main context.
  */
 PfBroker *pf_broker_new(int fd, const PfBrokerEvents *events, void *userdata);
@@ -78,8 +78,12 @@ pid_t pf_broker_spawn(const PfBrokerConfig *config, PfBrokerSockets *sockets, GE
 /* The broker's main loop; returns the process's exit status. Both are consumed; it ends when one of them does. */
 int pf_broker_serve(PfBrokerSockets sockets, const PfBrokerConfig *config);
 
-/* A descriptor of /dev/userfaultfd, opened read-write. The caller owns it; -1 with error set. */
-void pf_broker_open_userfaultfd(PfBroker *broker, GAsyncReadyCallback callback, void *userdata);
+/*
+ * A descriptor of /dev/userfaultfd for the shim of this domain, opened read-write. The caller owns it; -1 with error
+ * set: G_IO_ERROR_BUSY when there were too many for this domain lately.
+ */
+void pf_broker_open_userfaultfd(
+	PfBroker *broker, const char *uuid, GAsyncReadyCallback callback, void *userdata);
 int pf_broker_open_userfaultfd_finish(GAsyncResult *result, GError **error);
 
 /* A stream connected to the domain's guest channel (nonblocking, close-on-exec). The caller owns
@@ -91,7 +95,7 @@ int pf_broker_open_channel_finish(GAsyncResult *result, GError **error);
 /*
  * Where guest-physical memory lies in QEMU: the host virtual address of each range (at most
  * PF_SESSION_MAX_RAM_RANGES), asked for both its ends and checked to be linear. A range that is not
- * linear gets v = 0.
+ * linear gets v = 0. G_IO_ERROR_BUSY while an earlier question about this domain has no answer yet.
  */
 void pf_broker_translate(PfBroker *broker, const char *uuid, const PfGuestRange *ranges,
 	size_t n_ranges, GAsyncReadyCallback callback, void *userdata);

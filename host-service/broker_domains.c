@@ -22,11 +22,16 @@
 #define MAX_RETRIES 25
 #define XFS_MAGIC   0x58465342 /* not in linux/magic.h of every distribution */
 
+typedef struct Known {
+	PfDomain domain; /* as last emitted */
+	PfDeviceAllowance devices;
+} Known;
+
 struct PfBrokerDomains {
 	void (*emit)(void *userdata, PfBrokerMessage *event);
 	void *userdata;
 	virConnectPtr connection; /* a reference, NULL while libvirt is away */
-	GHashTable *known;        /* uuid to PfDomain, owned: as last emitted */
+	GHashTable *known;        /* uuid to Known, owned */
 	GHashTable *stale;        /* uuid to number of tries so far */
 	int timer;
 	bool announce;     /* the first pass over a new connection's domains is still to come */
@@ -155,12 +160,15 @@ static gboolean same_domain(const PfDomain *a, const PfDomain *b)
 static void emit_domain(PfBrokerDomains *domains, const PfDomain *domain)
 {
 	PfBrokerMessage event = {.type = PF_BROKER_DOMAIN, .body.domain = *domain};
-	const PfDomain *old = g_hash_table_lookup(domains->known, domain->uuid);
+	Known *known = g_hash_table_lookup(domains->known, domain->uuid);
 
-	if (old && same_domain(old, domain))
+	if (known && same_domain(&known->domain, domain))
 		return;
-	g_hash_table_replace(
-		domains->known, g_strdup(domain->uuid), g_memdup2(domain, sizeof(*domain)));
+	if (!known) {
+		known = g_new0(Known, 1);
+		g_hash_table_insert(domains->known, g_strdup(domain->uuid), known);
+	}
+	known->domain = *domain;
 	domains->emit(domains->userdata, &event);
 }
 
@@ -221,7 +229,16 @@ void pf_broker_domains_refresh(PfBrokerDomains *domains, const char *uuid)
 
 const PfDomain *pf_broker_domains_find(const PfBrokerDomains *domains, const char *uuid)
 {
-	return g_hash_table_lookup(domains->known, uuid);
+	const Known *known = g_hash_table_lookup(domains->known, uuid);
+
+	return known ? &known->domain : NULL;
+}
+
+gboolean pf_broker_domains_take_device(PfBrokerDomains *domains, const char *uuid, gint64 now_us)
+{
+	Known *known = g_hash_table_lookup(domains->known, uuid);
+
+	return pf_device_allowance_take(&known->devices, known->domain.pid, now_us);
 }
 
 /* Who asks for a VM once libvirt is there gets it: so the domains are said first. */

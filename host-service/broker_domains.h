@@ -2,6 +2,8 @@
 #pragma once
 /* Inside the broker: the table of libvirt's domains and what the service may ask about one. */
 #include "host-service/broker_protocol.h"
+#include "host-service/broker_translate.h"
+#include "host-service/device_allowance.h"
 #include "host-service/domain_xml.h"
 #include <libvirt/libvirt.h>
 
@@ -27,6 +29,9 @@ void pf_broker_domains_refresh(PfBrokerDomains *domains, const char *uuid);
 /* The domain as it was last read, or NULL. */
 const PfDomain *pf_broker_domains_find(const PfBrokerDomains *domains, const char *uuid);
 
+/* Whether one more userfaultfd may be handed out for a domain that is there (device_allowance.h); then it counts. */
+gboolean pf_broker_domains_take_device(PfBrokerDomains *domains, const char *uuid, gint64 now_us);
+
 /* Why a domain with this definition cannot be fused (g_free), its disks' file systems included;
  * NULL when it can. */
 char *pf_broker_domains_refusal(const PfDomainXml *xml);
@@ -38,9 +43,15 @@ const char *pf_broker_domains_state_name(int state);
  * The requests (broker_requests.c); connection is NULL while libvirt is away. Errors are those that
  * broker.h promises for them.
  */
-int pf_broker_serve_userfaultfd(GError **error);
+int pf_broker_serve_userfaultfd(PfBrokerDomains *domains, const char *uuid, GError **error);
 int pf_broker_serve_channel(const PfBrokerDomains *domains, const char *uuid, GError **error);
+/* TRUE: it was begun, the translator will answer. */
 gboolean pf_broker_serve_translate(const PfBrokerDomains *domains, virConnectPtr connection,
-	const PfBrokerRequest *request, PfHva *hvas, GError **error);
+	PfBrokerTranslator *translator, const PfBrokerRequest *request, GError **error);
 gboolean pf_broker_serve_modify(PfBrokerDomains *domains, virConnectPtr connection,
 	const PfBrokerConfig *config, const PfBrokerRequest *request, GError **error);
+
+/* Sets error to what libvirt said last in this thread, with its line ends made spaces; what is a sentence's start,
+ * which the VM's name ends. */
+void pf_broker_set_libvirt_error(
+	GError **error, GIOErrorEnum code, const char *what, const char *name);

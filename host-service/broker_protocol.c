@@ -1,13 +1,11 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * The checks and the packets of the broker's socket. Both structs are plain memory, so the checks
- * are about what a wrong or hostile peer could put there: text without an end, counts beyond the
- * arrays, numbers that overflow when they are added or shifted.
+ * The checks of the broker's socket. Both structs are plain memory, so the checks are about what a
+ * wrong or hostile peer could put there: text without an end, counts beyond the arrays, numbers that
+ * overflow when they are added or shifted.
  */
 #include "host-service/broker_protocol.h"
-#include "host-service/received_fds.h"
-#include <errno.h>
-#include <sys/socket.h>
+#include <string.h>
 
 bool pf_broker_is_uuid(const char *text)
 {
@@ -86,7 +84,6 @@ bool pf_broker_check_request(const PfBrokerRequest *request, size_t size, size_t
 		return false;
 	switch (request->type) {
 	case PF_BROKER_OPEN_USERFAULTFD:
-		return true;
 	case PF_BROKER_OPEN_CHANNEL:
 		return pf_broker_is_uuid(request->vm);
 	case PF_BROKER_TRANSLATE:
@@ -133,51 +130,4 @@ bool pf_broker_check_message(const PfBrokerMessage *message, size_t size)
 	default:
 		return false;
 	}
-}
-
-int pf_broker_send(int socket, const void *packet, size_t size, int fd)
-{
-	union {
-		struct cmsghdr header;
-		char room[CMSG_SPACE(sizeof(int))];
-	} control = {0};
-	struct iovec iov = {.iov_base = (void *)packet, .iov_len = size};
-	struct msghdr message = {.msg_iov = &iov, .msg_iovlen = 1};
-	ssize_t n;
-
-	if (fd >= 0) {
-		message.msg_control = &control;
-		message.msg_controllen = sizeof(control);
-		control.header.cmsg_level = SOL_SOCKET;
-		control.header.cmsg_type = SCM_RIGHTS;
-		control.header.cmsg_len = CMSG_LEN(sizeof(int));
-		memcpy(CMSG_DATA(&control.header), &fd, sizeof(int));
-	}
-	do
-		n = sendmsg(socket, &message, MSG_NOSIGNAL);
-	while (n < 0 && errno == EINTR);
-	return n < 0 ? -errno : 0;
-}
-
-ssize_t pf_broker_receive(int socket, void *packet, size_t size, int *fd, size_t *n_fds)
-{
-	PfReceivedFds control = {0};
-	struct iovec iov = {.iov_base = packet, .iov_len = size};
-	struct msghdr message = {
-		.msg_iov = &iov,
-		.msg_iovlen = 1,
-		.msg_control = &control,
-		.msg_controllen = sizeof(control),
-	};
-	ssize_t n;
-
-	*fd = -1;
-	*n_fds = 0;
-	do
-		n = recvmsg(socket, &message, MSG_CMSG_CLOEXEC | MSG_TRUNC);
-	while (n < 0 && errno == EINTR);
-	if (n < 0)
-		return -errno;
-	*n_fds = pf_received_fds_take_first(&message, fd);
-	return n;
 }

@@ -1,13 +1,15 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 #pragma once
 /*
- * What the broker and its clients say to each other: one struct a packet over a SOCK_SEQPACKET
- * socket pair, at most one descriptor with it. Both ends are the same binary, so there is no
- * version. The service asks, each request gets one answer with its id; events come at any time. The
- * front has a socket of its own, for other requests, and hears of no events. The broker takes both
- * for hostile: pf_broker_check_request() and pf_broker_may_ask() are the only way in.
+ * What the broker and its clients say to each other: one struct a packet (packet.h) over a
+ * SOCK_SEQPACKET socket pair, at most one descriptor with it. Both ends are the same binary, so
+ * there is no version. The service asks, each request gets one answer with its id; events come at
+ * any time. The front has a socket of its own, for other requests, and hears of no events. The
+ * broker takes both for hostile: pf_broker_check_request() and pf_broker_may_ask() are the only way
+ * in.
  */
 #include "host-service/broker.h"
+#include "proto/limits.h"
 #include <assert.h>
 #include <stdbool.h>
 
@@ -17,7 +19,7 @@
 #define PF_BROKER_MAX_QUEUE 4096        /* requests that wait in a client for room in the socket */
 
 typedef enum PfBrokerRequestType {
-	PF_BROKER_OPEN_USERFAULTFD = 1, /* answer: a descriptor */
+	PF_BROKER_OPEN_USERFAULTFD = 1, /* vm: a UUID; answer: a descriptor */
 	PF_BROKER_OPEN_CHANNEL = 2,     /* vm: a UUID; answer: a descriptor */
 	PF_BROKER_TRANSLATE = 3,        /* vm: a UUID, ranges; answer: hvas, as many */
 	PF_BROKER_MODIFY =
@@ -81,17 +83,3 @@ bool pf_broker_check_message(const PfBrokerMessage *message, size_t size);
 
 /* Whether text is a UUID in the form that libvirt prints. */
 bool pf_broker_is_uuid(const char *text);
-
-/*
- * Sends one packet; fd goes with it unless it is -1 (it is not consumed). 0, -EAGAIN when the
- * socket is nonblocking and full, or another -errno.
- */
-int pf_broker_send(int socket, const void *packet, size_t size, int fd);
-
-/*
- * Receives one packet of at most size bytes. Returns its length (more than size: it was cut), 0 at
- * the end of the stream, or -errno. *fd: the descriptor that came with it (the caller owns it), or
- * -1. *n_fds counts what came, but only one is kept; the others are closed in another thread, and so should that one be
- * where the peer is not trusted (received_fds.h).
- */
-ssize_t pf_broker_receive(int socket, void *packet, size_t size, int *fd, size_t *n_fds);

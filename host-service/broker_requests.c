@@ -1,22 +1,35 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * What the broker does for the service. Only a running domain with the flag gets its channel opened
- * or its memory looked up: a service that a guest has taken over reaches no other VM through here,
- * and turning the flag on takes effect only when that VM is started anew.
+ * What the broker does for its clients. Only a running domain with the flag gets its channel opened,
+ * its memory looked up or a userfaultfd: a service that a guest has taken over reaches no other VM
+ * through here, and turning the flag on takes effect only when that VM is started anew.
  *
- * Guest memory is linear in QEMU between the ends of a range that the guest names, or the range is
- * not translated. The guest's numbers were checked by pf_broker_check_request(); whether there is
- * RAM in the middle, and whether it is the guest's own, the shim checks for each order.
+ * A userfaultfd that sees the kernel's faults is a tool for exploiting races in it, so it is handed
+ * out for a VM that runs, and so often as its shim can have use for it: no more of them than there
+ * are such VMs, times a few, can be passed on to anybody.
  */
 #include "host-service/broker_domains.h"
 #include "host-service/qemu_process.h"
 #include <errno.h>
 #include <fcntl.h>
-#include <inttypes.h>
-#include <libvirt/libvirt-qemu.h>
 #include <libvirt/virterror.h>
 
-int pf_broker_serve_userfaultfd(GError **error)
+static const PfDomain *find_fusing(const PfBrokerDomains *domains, const char *uuid, GError **error)
+{
+	const PfDomain *domain = pf_broker_domains_find(domains, uuid);
+
+	if (domain && domain->active && domain->enabled)
+		return domain;
+	if (domain)
+		g_set_error(error, G_IO_ERROR, G_IO_ERROR_NOT_SUPPORTED,
+			"VM %s does not run with page fusion turned on", domain->name);
+	else
+		g_set_error(error, G_IO_ERROR, G_IO_ERROR_NOT_FOUND,
+			"there is no VM with the UUID %s", uuid);
+	return NULL;
+}
+
+static int open_userfaultfd(GError **error)
 {
 	int fd = open("/dev/userfaultfd", O_RDWR | O_CLOEXEC), code = errno;
 
@@ -34,19 +47,18 @@ int pf_broker_serve_userfaultfd(GError **error)
 	return -1;
 }
 
-static const PfDomain *find_fusing(const PfBrokerDomains *domains, const char *uuid, GError **error)
+int pf_broker_serve_userfaultfd(PfBrokerDomains *domains, const char *uuid, GError **error)
 {
-	const PfDomain *domain = pf_broker_domains_find(domains, uuid);
+	const PfDomain *domain = find_fusing(domains, uuid, error);
 
-	if (domain && domain->active && domain->enabled)
-		return domain;
-	if (domain)
-		g_set_error(error, G_IO_ERROR, G_IO_ERROR_NOT_SUPPORTED,
-			"VM %s does not run with page fusion turned on", domain->name);
-	else
-		g_set_error(error, G_IO_ERROR, G_IO_ERROR_NOT_FOUND,
-			"there is no VM with the UUID %s", uuid);
-	return NULL;
+	if (!domain)
+		return -1;
+	if (pf_broker_domains_take_device(domains, uuid, g_get_monotonic_time()))
+		return open_userfaultfd(error);
+	g_set_error(error, G_IO_ERROR, G_IO_ERROR_BUSY,
+		"the shim of VM %s has connected too often: it gets a userfaultfd again in %d seconds at most",
+		domain->name, (int)(PF_DEVICE_AGAIN_US / G_USEC_PER_SEC));
+	return -1;
 }
 
 int pf_broker_serve_channel(const PfBrokerDomains *domains, const char *uuid, GError **error)
@@ -65,9 +77,8 @@ int pf_broker_serve_channel(const PfBrokerDomains *domains, const char *uuid, GE
 	return pf_qemu_connect(domain->channel, domain->pid, error);
 }
 
-/* Sets error to what libvirt said last, with its line ends made spaces; what is a sentence's
- * start. */
-static void set_libvirt_error(GError **error, GIOErrorEnum code, const char *what, const char *name)
+void pf_broker_set_libvirt_error(
+	GError **error, GIOErrorEnum code, const char *what, const char *name)
 {
 	g_autofree char *reason = g_strdup(virGetLastErrorMessage());
 
@@ -81,44 +92,10 @@ static void set_away(GError **error)
 		"libvirt does not answer: start libvirtd or virtqemud, then try again");
 }
 
-/* Where a page lies: v = 0 when it is no RAM. FALSE: the monitor could not be asked. */
-static gboolean ask_hva(virDomainPtr handle, uint64_t gpa, PfHva *hva)
-{
-	g_autofree char *command = g_strdup_printf("gpa2hva 0x%" PRIx64, gpa);
-	char *reply = NULL;
-
-	if (virDomainQemuMonitorCommand(
-		    handle, command, &reply, VIR_DOMAIN_QEMU_MONITOR_COMMAND_HMP) < 0)
-		return FALSE;
-	if (!pf_qemu_parse_gpa2hva(reply, gpa, hva))
-		hva->v = 0;
-	free(reply);
-	return TRUE;
-}
-
-static gboolean ask_range(virDomainPtr handle, const PfGuestRange *range, PfHva *hva)
-{
-	uint64_t first = range->first.v << PF_PAGE_SHIFT;
-	uint64_t distance = (range->n_pages - 1) << PF_PAGE_SHIFT;
-	PfHva last;
-
-	if (!ask_hva(handle, first, hva))
-		return FALSE;
-	if (hva->v == 0 || distance == 0)
-		return TRUE;
-	if (!ask_hva(handle, first + distance, &last))
-		return FALSE;
-	if (last.v < hva->v || last.v - hva->v != distance)
-		hva->v = 0;
-	return TRUE;
-}
-
 gboolean pf_broker_serve_translate(const PfBrokerDomains *domains, virConnectPtr connection,
-	const PfBrokerRequest *request, PfHva *hvas, GError **error)
+	PfBrokerTranslator *translator, const PfBrokerRequest *request, GError **error)
 {
 	const PfDomain *domain = find_fusing(domains, request->vm, error);
-	virDomainPtr handle;
-	gboolean asked = TRUE;
 
 	if (!domain)
 		return FALSE;
@@ -126,15 +103,7 @@ gboolean pf_broker_serve_translate(const PfBrokerDomains *domains, virConnectPtr
 		set_away(error);
 		return FALSE;
 	}
-	handle = virDomainLookupByUUIDString(connection, request->vm);
-	for (uint32_t i = 0; handle && asked && i < request->n_ranges; i++)
-		asked = ask_range(handle, &request->ranges[i], &hvas[i]);
-	if (!handle || !asked)
-		set_libvirt_error(error, G_IO_ERROR_FAILED,
-			"QEMU's monitor does not say where the memory lies of VM", domain->name);
-	if (handle)
-		virDomainFree(handle);
-	return handle && asked;
+	return pf_broker_translator_begin(translator, request, domain->name, error);
 }
 
 /* Finds by UUID, then by name; the caller frees. */
@@ -158,7 +127,8 @@ static virDomainPtr find_vm(virConnectPtr connection, const char *vm, GError **e
 		g_set_error(error, G_IO_ERROR, G_IO_ERROR_NOT_FOUND,
 			"there is no VM %s: see 'pagefusionctl list vms'", vm);
 	else
-		set_libvirt_error(error, G_IO_ERROR_FAILED, "libvirt cannot look up VM", vm);
+		pf_broker_set_libvirt_error(
+			error, G_IO_ERROR_FAILED, "libvirt cannot look up VM", vm);
 	return NULL;
 }
 
@@ -175,7 +145,8 @@ static gboolean may_change(virDomainPtr handle, GError **error)
 		return FALSE;
 	}
 	if (virDomainGetState(handle, &state, NULL, 0) < 0) {
-		set_libvirt_error(error, G_IO_ERROR_FAILED, "libvirt cannot read VM", name);
+		pf_broker_set_libvirt_error(
+			error, G_IO_ERROR_FAILED, "libvirt cannot read VM", name);
 		return FALSE;
 	}
 	if (state != VIR_DOMAIN_SHUTOFF) {
@@ -242,7 +213,7 @@ static gboolean define(virDomainPtr handle, const PfDomainXml *xml, GError **err
 	virDomainPtr defined = virDomainDefineXML(virDomainGetConnect(handle), text);
 
 	if (!defined) {
-		set_libvirt_error(error, G_IO_ERROR_FAILED,
+		pf_broker_set_libvirt_error(error, G_IO_ERROR_FAILED,
 			"libvirt refuses the new definition and keeps the old one of VM",
 			virDomainGetName(handle));
 		return FALSE;
@@ -263,7 +234,8 @@ static gboolean change_definition(virDomainPtr handle, const PfBrokerConfig *con
 		return FALSE;
 	text = virDomainGetXMLDesc(handle, VIR_DOMAIN_XML_INACTIVE | VIR_DOMAIN_XML_SECURE);
 	if (!text) {
-		set_libvirt_error(error, G_IO_ERROR_FAILED, "libvirt cannot read VM", name);
+		pf_broker_set_libvirt_error(
+			error, G_IO_ERROR_FAILED, "libvirt cannot read VM", name);
 		return FALSE;
 	}
 	xml = pf_domain_xml_new(text, error);

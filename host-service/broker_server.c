@@ -1,10 +1,16 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
  * The broker process: forked from pagefusiond before it has threads, it is the one that holds on to
- * root, talks to libvirt and opens /dev/userfaultfd. One thread in libvirt's own event loop; a
- * libvirt call that hangs stops the broker only, and its clients' requests wait in their sockets
- * meanwhile. It ends when one of the two closes its end, and with a packet that is no request of
- * this client: then the client is not what it was.
+ * root, talks to libvirt and opens /dev/userfaultfd. It ends when one of its clients closes its
+ * end, and with a packet that is no request of this client: then the client is not what it was.
+ *
+ * One thread, in libvirt's own event loop, serves both. A libvirtd that hangs stops the broker
+ * only, and its clients' requests wait in their sockets meanwhile. A QEMU that hangs must not even
+ * do that: what asks its monitor (TRANSLATE alone does) has a thread of its own, and is answered
+ * when that has ended (broker_translate.c). What is called here answers from libvirtd's own memory:
+ * to read a definition or an info (virDomainGetXMLDesc, virDomainGetInfo) takes the lock of the
+ * domain, which libvirtd does not hold while it waits for a monitor, and no job; since events of
+ * the balloon are there (QEMU 1.2) libvirtd does not ask QEMU for the size of its memory either.
  *
  * A guest may have taken the service over, so the service must not be able to keep the front
  * waiting, by not reading or by reading slowly. Nothing that is sent blocks: what a socket has no
@@ -18,6 +24,8 @@
  */
 #include "common/log.h"
 #include "host-service/broker_domains.h"
+#include "host-service/packet.h"
+#include "host-service/packet_queue.h"
 #include "host-service/process.h"
 #include "host-service/received_fds.h"
 #include "host-service/sandbox.h"
@@ -37,22 +45,17 @@ typedef struct Server Server;
 typedef struct Client {
 	Server *server;
 	PfBrokerClient which;
-	int fd;       /* nonblocking */
-	int watch;    /* of libvirt's event loop */
-	GQueue queue; /* of Unread, owned */
+	int fd;              /* nonblocking */
+	int watch;           /* of libvirt's event loop */
+	PfPacketQueue queue; /* of PfBrokerMessage */
 } Client;
-
-/* A message that the client's socket has no room for. */
-typedef struct Unread {
-	PfBrokerMessage message;
-	int fd; /* -1: none */
-} Unread;
 
 struct Server {
 	Client service, front;
 	const PfBrokerConfig *config;
 	virConnectPtr connection; /* NULL while libvirt is away */
 	PfBrokerDomains *domains;
+	PfBrokerTranslator *translator;
 	int timer;                       /* of connecting */
 	bool lost;                       /* the connection was closed from the other side */
 	bool ended;                      /* leave the main loop */
@@ -71,47 +74,28 @@ static void fail_client(Client *client, const char *what)
 	client->server->ended = client->server->failed = true;
 }
 
-static void free_unread(gpointer data)
-{
-	Unread *unread = data;
-
-	if (unread->fd >= 0)
-		close(unread->fd);
-	g_free(unread);
-}
-
 /* Sends what the socket takes. */
 static void flush_queue(Client *client)
 {
-	const Unread *unread;
-	int r = 0;
+	int r = pf_packet_queue_flush(&client->queue, client->fd);
 
-	while (r == 0 && (unread = g_queue_peek_head(&client->queue))) {
-		r = pf_broker_send(
-			client->fd, &unread->message, sizeof(unread->message), unread->fd);
-		if (r == 0)
-			free_unread(g_queue_pop_head(&client->queue));
-	}
+	if (r == -EOVERFLOW && !client->server->ended)
+		fail_client(client, "does not read");
 	/* The client has gone: nothing is left to do. */
-	if (r < 0 && r != -EAGAIN)
+	else if (r < 0 && r != -EAGAIN)
 		client->server->ended = true;
 	virEventUpdateHandle(client->watch,
 		VIR_EVENT_HANDLE_HANGUP | VIR_EVENT_HANDLE_ERROR |
-			(g_queue_is_empty(&client->queue) ? VIR_EVENT_HANDLE_READABLE
-							  : VIR_EVENT_HANDLE_WRITABLE));
+			(pf_packet_queue_is_empty(&client->queue) ? VIR_EVENT_HANDLE_READABLE
+								  : VIR_EVENT_HANDLE_WRITABLE));
 }
 
 /* fd is consumed; -1: none. */
 static void send_message(Client *client, PfBrokerMessage *message, int fd)
 {
-	Unread *unread = g_new(Unread, 1);
-
 	message->magic = PF_BROKER_MAGIC;
-	*unread = (Unread){*message, fd};
-	g_queue_push_tail(&client->queue, unread);
+	pf_packet_queue_put(&client->queue, message, sizeof(*message), fd);
 	flush_queue(client);
-	if (g_queue_get_length(&client->queue) > MAX_UNREAD && !client->server->ended)
-		fail_client(client, "does not read");
 }
 
 static void emit(void *userdata, PfBrokerMessage *event)
@@ -206,18 +190,33 @@ static void on_connect_timer(int timer, void *opaque)
 	virEventUpdateTimeout(timer, RECONNECT_MS);
 }
 
-static int dispatch(
-	Server *server, const PfBrokerRequest *request, PfBrokerMessage *answer, GError **error)
+static void send_answer(Client *client, PfBrokerMessage *answer, int fd, const GError *error)
+{
+	if (error) {
+		answer->error = error->code;
+		g_strlcpy(answer->text, error->message, sizeof(answer->text));
+	}
+	send_message(client, answer, fd);
+}
+
+static void on_translated(void *userdata, PfBrokerMessage *answer, const GError *error)
+{
+	Server *server = userdata;
+
+	send_answer(&server->service, answer, -1, error);
+}
+
+/* The descriptor that is the answer, or -1. Without one and without error a TRANSLATE is answered later. */
+static int dispatch(Server *server, const PfBrokerRequest *request, GError **error)
 {
 	switch (request->type) {
 	case PF_BROKER_OPEN_USERFAULTFD:
-		return pf_broker_serve_userfaultfd(error);
+		return pf_broker_serve_userfaultfd(server->domains, request->vm, error);
 	case PF_BROKER_OPEN_CHANNEL:
 		return pf_broker_serve_channel(server->domains, request->vm, error);
 	case PF_BROKER_TRANSLATE:
-		if (pf_broker_serve_translate(
-			    server->domains, server->connection, request, answer->body.hvas, error))
-			answer->n_hvas = request->n_ranges;
+		pf_broker_serve_translate(
+			server->domains, server->connection, server->translator, request, error);
 		return -1;
 	default: /* PF_BROKER_MODIFY: the request was checked */
 		pf_broker_serve_modify(
@@ -230,13 +229,10 @@ static void answer_request(Client *client, const PfBrokerRequest *request)
 {
 	PfBrokerMessage answer = {.type = PF_BROKER_ANSWER, .id = request->id, .error = -1};
 	g_autoptr(GError) error = NULL;
-	int fd = dispatch(client->server, request, &answer, &error);
+	int fd = dispatch(client->server, request, &error);
 
-	if (error) {
-		answer.error = error->code;
-		g_strlcpy(answer.text, error->message, sizeof(answer.text));
-	}
-	send_message(client, &answer, fd);
+	if (error || request->type != PF_BROKER_TRANSLATE)
+		send_answer(client, &answer, fd, error);
 }
 
 static bool is_request(
@@ -251,7 +247,7 @@ static void read_request(Client *client)
 	PfBrokerRequest request;
 	size_t n_fds;
 	int received;
-	ssize_t n = pf_broker_receive(client->fd, &request, sizeof(request), &received, &n_fds);
+	ssize_t n = pf_packet_receive(client->fd, &request, sizeof(request), &received, &n_fds);
 
 	if (received >= 0)
 		pf_received_fds_close_later(received);
@@ -267,7 +263,7 @@ static void on_socket(int watch, int fd, int events, void *opaque)
 {
 	Client *client = opaque;
 
-	if (g_queue_is_empty(&client->queue))
+	if (pf_packet_queue_is_empty(&client->queue))
 		read_request(client);
 	else
 		flush_queue(client);
@@ -285,7 +281,7 @@ static bool is_session_uri(const char *uri)
 static void add_client(Server *server, Client *client, PfBrokerClient which, int fd)
 {
 	*client = (Client){.server = server, .which = which, .fd = fd};
-	g_queue_init(&client->queue);
+	pf_packet_queue_init(&client->queue, MAX_UNREAD);
 	g_unix_set_fd_nonblocking(fd, TRUE, NULL);
 	client->watch = virEventAddHandle(fd,
 		VIR_EVENT_HANDLE_READABLE | VIR_EVENT_HANDLE_HANGUP | VIR_EVENT_HANDLE_ERROR,
@@ -297,7 +293,7 @@ static void add_client(Server *server, Client *client, PfBrokerClient which, int
 static void remove_client(Client *client)
 {
 	virEventRemoveHandle(client->watch);
-	g_queue_clear_full(&client->queue, free_unread);
+	pf_packet_queue_clear(&client->queue);
 }
 
 static void run(Server *server, PfBrokerSockets sockets)
@@ -306,6 +302,9 @@ static void run(Server *server, PfBrokerSockets sockets)
 	add_client(server, &server->front, PF_BROKER_CLIENT_FRONT, sockets.front);
 	server->timer = virEventAddTimeout(-1, on_connect_timer, server, NULL);
 	server->domains = pf_broker_domains_new(emit, server);
+	server->translator = pf_broker_translator_new(server->config->uri, on_translated, server);
+	if (!server->translator)
+		server->ended = server->failed = true;
 	if (is_session_uri(server->config->uri))
 		tell_away(server, "page fusion needs the system daemon: use qemu:///system");
 	else
@@ -313,6 +312,7 @@ static void run(Server *server, PfBrokerSockets sockets)
 	while (!server->ended)
 		if (virEventRunDefaultImpl() < 0)
 			server->ended = server->failed = true;
+	pf_broker_translator_free(server->translator);
 	disconnect(server);
 	pf_broker_domains_free(server->domains);
 	virEventRemoveTimeout(server->timer);

@@ -32,7 +32,7 @@ typedef struct Section {
 } Section;
 
 struct PfConfig {
-	char *user;
+	char *text, *user;
 	guint64 memory_limit;
 	PfPolicy defaults;
 	GHashTable *groups; /* name to Section, owned */
@@ -207,6 +207,7 @@ PfConfig *pf_config_new(void)
 {
 	PfConfig *config = g_new0(PfConfig, 1);
 
+	config->text = g_strdup("");
 	config->user = g_strdup(PF_CONFIG_USER);
 	config->defaults = PF_POLICY_DEFAULTS;
 	config->groups = g_hash_table_new_full(g_str_hash, g_str_equal, g_free, g_free);
@@ -215,6 +216,7 @@ PfConfig *pf_config_new(void)
 
 void pf_config_free(PfConfig *config)
 {
+	g_free(config->text);
 	g_free(config->user);
 	g_hash_table_unref(config->groups);
 	g_free(config);
@@ -292,6 +294,8 @@ PfConfig *pf_config_parse(const char *path, const char *text, gsize size, GError
 	if (!read_all(config, path, file, error))
 		return NULL; /* NOLINT(*unix.Malloc): g_autoptr frees config */
 	inherit(config);
+	g_free(config->text);
+	config->text = g_strndup(text, size);
 	return g_steal_pointer(&config);
 }
 
@@ -372,6 +376,16 @@ void pf_config_set_thp(PfConfig *config, PfThp thp)
 {
 	config->defaults.thp = thp;
 	inherit(config);
+}
+
+PfThp pf_config_thp(const PfConfig *config)
+{
+	return config->defaults.thp;
+}
+
+const char *pf_config_text(const PfConfig *config)
+{
+	return config->text;
 }
 
 const char *pf_config_user(const PfConfig *config)

@@ -30,6 +30,13 @@ const PfPolicy *pf_config_policy(const PfConfig *config, const char *group);
 
 /* From the command line: the defaults' policy for huge pages. Groups that say otherwise keep theirs. */
 void pf_config_set_thp(PfConfig *config, PfThp thp);
+PfThp pf_config_thp(const PfConfig *config);
+
+/*
+ * What it was parsed from, for a process that parses it once more; "" when there was no file. What the command line has
+ * changed is not in it.
+ */
+const char *pf_config_text(const PfConfig *config);
 
 /* The user that the service runs as, a name or a number. */
 const char *pf_config_user(const PfConfig *config);

@@ -17,15 +17,15 @@ static void on_method(GDBusConnection *connection, const char *sender, const cha
 	const char *interface, const char *method, GVariant *parameters,
 	GDBusMethodInvocation *invocation, void *userdata)
 {
-	PfDbusFront *front = userdata;
-	PfDbusCall *call = pf_dbus_call_new(front, invocation);
+	pf_dbus_call_begin(userdata, invocation);
+}
 
-	if (!call)
-		return;
-	if (strcmp(method, "ModifyVM") == 0)
-		pf_dbus_modify(front, parameters, call);
+void pf_dbus_start(PfDbusFront *front, PfDbusCall *call)
+{
+	if (strcmp(pf_dbus_call_method(call), "ModifyVM") == 0)
+		pf_dbus_modify(front, call);
 	else
-		pf_dbus_read(front, method, parameters, call);
+		pf_dbus_read(front, call);
 }
 
 static const GDBusInterfaceVTable vtable = {
@@ -86,9 +86,9 @@ static PfDbusFront *front_new(PfFront *service, PfBroker *broker)
 {
 	PfDbusFront *front = g_new0(PfDbusFront, 1);
 
-	front->service = service;
+	front->answers = pf_dbus_answers_new(service);
 	front->broker = broker;
-	front->senders = g_hash_table_new_full(g_str_hash, g_str_equal, g_free, NULL);
+	front->callers = pf_dbus_callers_new();
 	front->cancellable = g_cancellable_new();
 	return front;
 }
@@ -127,6 +127,7 @@ void pf_dbus_front_free(PfDbusFront *front)
 		g_bus_unown_name(front->owner);
 	g_clear_object(&front->connection);
 	g_object_unref(front->cancellable);
-	g_hash_table_unref(front->senders);
+	pf_dbus_callers_unref(front->callers);
+	pf_dbus_answers_unref(front->answers);
 	g_free(front);
 }

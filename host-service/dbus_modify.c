@@ -1,19 +1,16 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * ModifyVM, in two asynchronous steps: who is the caller (on a bus; the bus policy keeps others away as well, this holds
- * where a policy file is missing or too generous), then the broker edits the definition. The first step ends with the
- * front, by its cancellable; the second needs nothing of the front any more. The service has no part in it: it could
- * otherwise have other VMs put into its reach.
+ * ModifyVM: root's call (the bus policy keeps others away as well, this holds where a policy file is missing or too
+ * generous), for which the broker edits the definition; that needs nothing of the front any more. The service has no
+ * part in it: it could otherwise have other VMs put into its reach.
  */
 #include "host-service/dbus_private.h"
 #include <string.h>
 
 /* A ModifyVM on its way. */
 typedef struct Modify {
-	PfDbusFront *front; /* not to be touched after its cancellable was cancelled */
 	PfDbusCall *call;
-	char *vm;
-	PfVmSettings settings;
+	PfDbusAnswers *answers; /* a reference */
 } Modify;
 
 static gboolean parse_enabled(GVariant *value, PfVmSettings *settings, GError **error)
@@ -109,18 +106,6 @@ static gboolean parse_settings(GVariant *dictionary, PfVmSettings *settings, GEr
 	return check_together(settings, error);
 }
 
-static void modify_free(Modify *modify)
-{
-	g_free(modify->vm);
-	g_free(modify);
-}
-
-static void modify_failed(Modify *modify, GQuark domain, int code, const char *message)
-{
-	pf_dbus_call_fail_literal(modify->call, domain, code, message);
-	modify_free(modify);
-}
-
 static PfDbusError broker_error(const GError *error)
 {
 	static const struct {
@@ -139,69 +124,47 @@ static PfDbusError broker_error(const GError *error)
 	return PF_DBUS_E_FAILED;
 }
 
+static void modify_free(Modify *modify)
+{
+	pf_dbus_answers_unref(modify->answers);
+	g_free(modify);
+}
+
 static void modify_done(GObject *source, GAsyncResult *result, void *userdata)
 {
 	Modify *modify = userdata;
 	g_autoptr(GError) error = NULL;
 
-	if (!pf_broker_modify_finish(result, &error)) {
-		modify_failed(modify, PF_DBUS_ERROR, broker_error(error), error->message);
-		return;
+	if (pf_broker_modify_finish(result, &error)) {
+		/* Who has changed something is to see it. */
+		pf_dbus_answers_forget(modify->answers);
+		pf_dbus_call_return(modify->call, NULL);
+	} else {
+		pf_dbus_call_fail_literal(
+			modify->call, PF_DBUS_ERROR, broker_error(error), error->message);
 	}
-	pf_dbus_call_return(modify->call, NULL);
 	modify_free(modify);
 }
 
-static void modify_start(Modify *modify)
+void pf_dbus_modify(PfDbusFront *front, PfDbusCall *call)
 {
-	pf_broker_modify(modify->front->broker, modify->vm, &modify->settings, modify_done, modify);
-}
-
-static void caller_known(GObject *source, GAsyncResult *result, void *userdata)
-{
-	Modify *modify = userdata;
-	g_autoptr(GError) error = NULL;
-	g_autoptr(GVariant) reply =
-		g_dbus_connection_call_finish(G_DBUS_CONNECTION(source), result, &error);
-	guint32 uid;
-
-	if (!reply) {
-		modify_failed(modify, PF_DBUS_ERROR, PF_DBUS_E_FAILED,
-			g_error_matches(error, G_IO_ERROR, G_IO_ERROR_CANCELLED)
-				? "the service is ending: try again"
-				: "the bus does not say who is calling: try again");
-		return;
-	}
-	g_variant_get(reply, "(u)", &uid);
-	if (uid != 0) {
-		modify_failed(modify, G_DBUS_ERROR, G_DBUS_ERROR_ACCESS_DENIED,
-			"only root may change a VM");
-		return;
-	}
-	modify_start(modify);
-}
-
-void pf_dbus_modify(PfDbusFront *front, GVariant *parameters, PfDbusCall *call)
-{
-	const char *sender = pf_dbus_call_sender(call);
 	const char *vm;
 	g_autoptr(GVariant) dictionary = NULL;
 	g_autoptr(GError) error = NULL;
 	PfVmSettings settings;
 	Modify *modify;
 
-	g_variant_get(parameters, "(&s@a{sv})", &vm, &dictionary);
+	g_variant_get(pf_dbus_call_parameters(call), "(&s@a{sv})", &vm, &dictionary);
 	if (!parse_settings(dictionary, &settings, &error)) {
 		pf_dbus_call_fail(call, error);
 		return;
 	}
+	if (!pf_dbus_call_is_roots(call)) {
+		pf_dbus_call_fail_literal(call, G_DBUS_ERROR, G_DBUS_ERROR_ACCESS_DENIED,
+			"only root may change a VM");
+		return;
+	}
 	modify = g_new(Modify, 1);
-	*modify = (Modify){front, call, g_strdup(vm), settings};
-	if (!sender) /* no bus in between: who made the connection decided who may call */
-		modify_start(modify);
-	else
-		g_dbus_connection_call(pf_dbus_call_connection(call), "org.freedesktop.DBus",
-			"/org/freedesktop/DBus", "org.freedesktop.DBus", "GetConnectionUnixUser",
-			g_variant_new("(s)", sender), G_VARIANT_TYPE("(u)"), G_DBUS_CALL_FLAGS_NONE,
-			-1, front->cancellable, caller_known, modify);
+	*modify = (Modify){call, pf_dbus_answers_ref(front->answers)};
+	pf_broker_modify(front->broker, vm, &settings, modify_done, modify);
 }

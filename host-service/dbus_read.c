@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
  * The methods and properties that show something. Each checks its arguments, asks the service what it needs for its
- * answer, and makes values of what comes (dbus_values.c). Nothing is kept: what is shown is as old as the answer.
+ * answer, and makes values of what comes (dbus_values.c). It may be of a moment ago (dbus_answers.c).
  *
  * What the service says may be wrong, but it is text and numbers that can be shown (front_protocol.h). It may be more than
  * a bus takes, and a message too large would end the connection: so an answer stops growing at MAX_REPLY_BYTES.
@@ -246,27 +246,33 @@ static GVariant *make_reply(const Read *read, const PfFrontAnswer *answer, GErro
 	return read->method->answer(read, answer, error);
 }
 
-static void on_answer(GObject *source, GAsyncResult *result, void *userdata)
+static void fail_read(const Read *read, const GError *error)
 {
-	Read *read = userdata;
-	g_autoptr(GError) error = NULL;
-	g_autoptr(PfFrontAnswer) answer = pf_front_query_finish(result, &error);
-	GVariant *reply = answer ? make_reply(read, answer, &error) : NULL;
-
-	if (reply)
-		pf_dbus_call_return(read->call, reply);
-	else if (g_error_matches(error, G_IO_ERROR, G_IO_ERROR_BUSY))
+	if (g_error_matches(error, G_IO_ERROR, G_IO_ERROR_BUSY))
 		pf_dbus_call_fail_literal(
 			read->call, G_DBUS_ERROR, G_DBUS_ERROR_LIMITS_EXCEEDED, error->message);
 	else
 		pf_dbus_call_fail_literal(read->call, PF_DBUS_ERROR,
 			error->domain == PF_DBUS_ERROR ? error->code : PF_DBUS_E_FAILED,
 			error->message);
+}
+
+static void on_answer(const PfFrontAnswer *answer, const GError *failed, void *userdata)
+{
+	Read *read = userdata;
+	g_autoptr(GError) error = NULL;
+	GVariant *reply = answer ? make_reply(read, answer, &error) : NULL;
+
+	if (reply)
+		pf_dbus_call_return(read->call, reply);
+	else
+		fail_read(read, answer ? error : failed);
 	read_free(read);
 }
 
-void pf_dbus_read(PfDbusFront *front, const char *method, GVariant *parameters, PfDbusCall *call)
+void pf_dbus_read(PfDbusFront *front, PfDbusCall *call)
 {
+	const char *method = pf_dbus_call_method(call);
 	g_autoptr(GError) error = NULL;
 	Read *read = g_new0(Read, 1);
 	guint i = 0;
@@ -276,10 +282,10 @@ void pf_dbus_read(PfDbusFront *front, const char *method, GVariant *parameters, 
 		i++;
 	read->call = call;
 	read->method = &methods[i];
-	if (!read->method->parse(read, parameters, &error)) {
+	if (!read->method->parse(read, pf_dbus_call_parameters(call), &error)) {
 		pf_dbus_call_fail(call, error);
 		read_free(read);
 		return;
 	}
-	pf_front_query(front->service, read->want, read->vm, on_answer, read);
+	pf_dbus_answers_ask(front->answers, read->want, read->vm, on_answer, read);
 }

@@ -59,7 +59,7 @@ static GVariant *refusals(const PfFusionVmStats *stats)
 
 GVariant *pf_dbus_describe_vm(const PfVmView *vm)
 {
-	const PfFusionVmStats *stats = &vm->stats;
+	const PfFusionVmStats *stats = &vm->figures.stats;
 	GVariantDict dict;
 
 	g_variant_dict_init(&dict, NULL);
@@ -68,26 +68,26 @@ GVariant *pf_dbus_describe_vm(const PfVmView *vm)
 	put_text(&dict, "group", vm->domain->group);
 	put_text(&dict, "state", vm->domain->state);
 	put_flag(&dict, "pagefusion", vm->domain->enabled);
-	put_text(&dict, "thp", pf_thp_name(vm->thp));
+	put_text(&dict, "thp", pf_thp_name(vm->figures.thp));
 	put_text(&dict, "thp-setting", pf_thp_name(vm->domain->thp));
 	put_flag(&dict, "active", vm->domain->active);
 	put_number(&dict, "memory-kib", vm->domain->memory_pages * (PF_PAGE_SIZE / 1024));
 	put_text(&dict, "reason", vm->reason);
 	put_text(&dict, "agent-version", vm->agent_version);
 	put_text(&dict, "kernel", vm->kernel);
-	put_flag(&dict, "shim-connected", vm->shim_connected);
+	put_flag(&dict, "shim-connected", vm->figures.shim_connected);
 	put_number(&dict, "hinted", stats->hinted);
 	put_number(&dict, "fused", stats->fused);
 	put_number(&dict, "shared-kib", stats->shared * (PF_PAGE_SIZE / 1024));
 	put_number(&dict, "runs", stats->runs);
 	put_number(&dict, "revoked", stats->revoked);
 	put_number(&dict, "over-quota", stats->over_quota);
-	put_number(&dict, "maps", vm->shim.maps);
-	put_number(&dict, "maps-budget", vm->shim.maps_budget);
-	put_number(&dict, "discarded", vm->shim.discarded_pages);
-	put_number(&dict, "written", vm->shim.written_pages);
-	put_number(&dict, "ways-out", vm->shim.ways_out);
-	put_number(&dict, "busy", vm->shim.busy_pages);
+	put_number(&dict, "maps", vm->figures.shim.maps);
+	put_number(&dict, "maps-budget", vm->figures.shim.maps_budget);
+	put_number(&dict, "discarded", vm->figures.shim.discarded_pages);
+	put_number(&dict, "written", vm->figures.shim.written_pages);
+	put_number(&dict, "ways-out", vm->figures.shim.ways_out);
+	put_number(&dict, "busy", vm->figures.shim.busy_pages);
 	g_variant_dict_insert_value(&dict, "refused", refusals(stats));
 	return g_variant_dict_end(&dict);
 }

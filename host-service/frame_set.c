@@ -5,6 +5,7 @@
 
 #define CHUNK_SHIFT 15
 #define CHUNK_BYTES ((1u << CHUNK_SHIFT) / 8)
+#define CHUNK_MASK  ((UINT64_C(1) << CHUNK_SHIFT) - 1)
 
 struct PfFrameSet {
 	GHashTable *chunks; /* frame number >> CHUNK_SHIFT to its bitmap; both owned */
@@ -67,4 +68,34 @@ void pf_frame_set_remove(PfFrameSet *set, PfFrame frame)
 
 	if (chunk)
 		chunk[byte_of(frame)] &= (uint8_t)~bit_of(frame);
+}
+
+/* So many frames from this one on are in the set, or are not: as many as can be told at once. 0: not this one. */
+static uint64_t alike(const uint8_t *chunk, PfFrame frame, bool in_set)
+{
+	if (!chunk)
+		return in_set ? 0 : CHUNK_MASK + 1 - (frame.v & CHUNK_MASK);
+	if ((frame.v & 7) == 0 && chunk[byte_of(frame)] == (in_set ? 0xff : 0))
+		return 8;
+	return ((chunk[byte_of(frame)] & bit_of(frame)) != 0) == in_set;
+}
+
+uint64_t pf_frame_set_stretch(const PfFrameSet *set, PfFrame first, uint64_t max_frames)
+{
+	const uint8_t *chunk = find_chunk(set, first);
+	bool in_set = pf_frame_set_has(set, first);
+	uint64_t n = 0;
+
+	while (n < max_frames) {
+		PfFrame frame = {first.v + n};
+		uint64_t more;
+
+		if ((frame.v & CHUNK_MASK) == 0)
+			chunk = find_chunk(set, frame);
+		more = alike(chunk, frame, in_set);
+		if (more == 0)
+			break;
+		n += more;
+	}
+	return MIN(n, max_frames);
 }

@@ -11,3 +11,6 @@ void pf_frame_set_free(PfFrameSet *set);
 bool pf_frame_set_has(const PfFrameSet *set, PfFrame frame);
 void pf_frame_set_add(PfFrameSet *set, PfFrame frame);
 void pf_frame_set_remove(PfFrameSet *set, PfFrame frame);
+
+/* How many frames from `first` on, max_frames (not 0) at most, are all in the set, or all not, as `first` is. */
+uint64_t pf_frame_set_stretch(const PfFrameSet *set, PfFrame first, uint64_t max_frames);

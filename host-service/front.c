@@ -17,9 +17,10 @@
  */
 #include "host-service/front.h"
 #include "common/log.h"
-#include "host-service/broker_protocol.h"
 #include "host-service/front_protocol.h"
+#include "host-service/packet.h"
 #include "host-service/received_fds.h"
+#include "host-service/source.h"
 #include <errno.h>
 #include <fcntl.h>
 #include <glib-unix.h>
@@ -27,7 +28,6 @@
 
 #define MAX_ASKED        16
 #define MAX_WAITING      4096
-#define MAX_VMS          65536
 #define MAX_ANSWER_BYTES ((gsize)128 << 20)
 #define TIMEOUT_S        10
 #define MAX_STORE_WORDS  (4 * PF_FRONT_MAX_STORES) /* KEEP and DROP, in STORE_WORDS_US */
@@ -84,18 +84,11 @@ static PfFrontAnswer *answer_new(void)
 	return answer;
 }
 
-static void drop_source(GSource **source)
-{
-	if (*source)
-		g_source_destroy(*source);
-	g_clear_pointer(source, g_source_unref);
-}
-
 static void query_free(gpointer data)
 {
 	Query *query = data;
 
-	drop_source(&query->timeout);
+	pf_source_drop(&query->timeout);
 	g_clear_object(&query->task);
 	pf_front_answer_free(query->answer);
 	g_free(query);
@@ -118,8 +111,8 @@ static void close_socket(PfFront *front)
 {
 	GQueue asked = front->asked, waiting = front->waiting;
 
-	drop_source(&front->readable);
-	drop_source(&front->writable);
+	pf_source_drop(&front->readable);
+	pf_source_drop(&front->writable);
 	if (front->fd >= 0)
 		pf_received_fds_close_later(front->fd);
 	front->fd = -1;
@@ -158,11 +151,8 @@ static gboolean on_writable(gint fd, GIOCondition condition, gpointer userdata);
 static GSource *watch(
 	PfFront *front, GIOCondition condition, gboolean (*callback)(gint, GIOCondition, gpointer))
 {
-	GSource *source = g_unix_fd_source_new(front->fd, condition);
-
-	g_source_set_callback(source, G_SOURCE_FUNC(callback), front, NULL);
-	g_source_attach(source, g_main_context_get_thread_default());
-	return source;
+	return pf_source_start(
+		g_unix_fd_source_new(front->fd, condition), G_SOURCE_FUNC(callback), front);
 }
 
 /* An error shows on the readable side too, as the end of the stream. */
@@ -171,14 +161,14 @@ static void ask_waiting(PfFront *front)
 	while (front->asked.length < MAX_ASKED && !g_queue_is_empty(&front->waiting)) {
 		const Query *query = g_queue_peek_head(&front->waiting);
 
-		if (pf_broker_send(front->fd, &query->request, sizeof(query->request), -1) < 0) {
+		if (pf_packet_send(front->fd, &query->request, sizeof(query->request), -1) < 0) {
 			if (!front->writable)
 				front->writable = watch(front, G_IO_OUT, on_writable);
 			return;
 		}
 		g_queue_push_tail(&front->asked, g_queue_pop_head(&front->waiting));
 	}
-	drop_source(&front->writable);
+	pf_source_drop(&front->writable);
 }
 
 static gboolean on_writable(gint fd, GIOCondition condition, gpointer userdata)
@@ -193,7 +183,7 @@ static gboolean on_timeout(gpointer userdata)
 	Query *query = userdata;
 	g_autoptr(GTask) task = g_steal_pointer(&query->task);
 
-	drop_source(&query->timeout);
+	pf_source_drop(&query->timeout);
 	g_clear_pointer(&query->answer, pf_front_answer_free);
 	if (g_queue_remove(&query->front->waiting, query))
 		query_free(query);
@@ -216,9 +206,8 @@ static Query *query_new(PfFront *front, guint want, const char *vm, GTask *task)
 		query->request.want &= ~(uint32_t)PF_FRONT_WANT_VMS;
 	else if (vm)
 		g_strlcpy(query->request.vm, vm, sizeof(query->request.vm));
-	query->timeout = g_timeout_source_new_seconds(TIMEOUT_S);
-	g_source_set_callback(query->timeout, on_timeout, query, NULL);
-	g_source_attach(query->timeout, g_main_context_get_thread_default());
+	query->timeout =
+		pf_source_start(g_timeout_source_new_seconds(TIMEOUT_S), on_timeout, query);
 	return query;
 }
 
@@ -248,6 +237,9 @@ PfFrontAnswer *pf_front_query_finish(GAsyncResult *result, GError **error)
 
 /* Answers. What returns FALSE: this is no message that the service may send now. */
 
+static_assert(sizeof(PfVmView) == 4 * sizeof(void *) + sizeof(PfVmFigures),
+	"what a view points to is copied here and by put_vm()");
+
 /* Copies a text behind another; where the next one goes. */
 static char *put_text(char *at, const char *text, const char **where)
 {
@@ -261,12 +253,7 @@ static View *view_new(const PfFrontVm *vm, gsize size)
 	char *at = view->texts;
 
 	view->domain = vm->domain;
-	view->view = (PfVmView){.domain = &view->domain,
-		.shim_connected = vm->shim_connected != 0,
-		.thp = (PfThp)vm->thp,
-		.stats = vm->stats,
-		.shim = vm->shim,
-		.paused_ms = vm->paused_ms};
+	view->view = (PfVmView){.domain = &view->domain, .figures = vm->figures};
 	at = put_text(at, vm->reason, &view->view.reason);
 	at = put_text(at, vm->agent_version, &view->view.agent_version);
 	put_text(at, vm->kernel, &view->view.kernel);
@@ -281,7 +268,7 @@ static gboolean on_vm(Query *query, const PfFrontVm *vm)
 	query->n_vms++;
 	query->n_bytes += size;
 	if (!(query->request.want & PF_FRONT_WANT_VMS) || query->n_bytes > MAX_ANSWER_BYTES ||
-		query->n_vms > (query->request.vm[0] ? 1 : MAX_VMS))
+		query->n_vms > (query->request.vm[0] ? 1 : PF_FRONT_MAX_VMS))
 		return FALSE;
 	if (query->answer)
 		g_ptr_array_add(query->answer->vms, view_new(vm, size));
@@ -408,14 +395,12 @@ static gboolean on_readable(gint socket, GIOCondition condition, gpointer userda
 	PfFrontMessage message;
 	size_t n_fds;
 	int fd;
-	ssize_t n = pf_broker_receive(socket, &message, sizeof(message), &fd, &n_fds);
+	ssize_t n = pf_packet_receive(socket, &message, sizeof(message), &fd, &n_fds);
 
-	/* ECONNRESET: it has ended with a query unread. What it has said before that comes next. */
 	if (n == 0) {
 		on_end(front);
-	} else if (n != -EAGAIN && n != -ECONNRESET &&
-		   (n < 0 || !pf_front_check_message(&message, (size_t)n, n_fds) ||
-			   !on_message(front, &message, fd))) {
+	} else if (n != -EAGAIN && (n < 0 || !pf_front_check_message(&message, (size_t)n, n_fds) ||
+					   !on_message(front, &message, fd))) {
 		pf_error("the service process has sent what it may not send: nothing more is heard "
 			 "of it");
 		on_end(front);

@@ -4,7 +4,7 @@
  * The front is the first process of pagefusiond: it starts and ends the others, has the bus, and speaks with systemd. It
  * parses nothing that guests or QEMU processes send. This is its end of the service's socket (front_protocol.h).
  */
-#include "host-service/groups.h"
+#include "host-service/keeper.h"
 #include "host-service/view.h"
 #include <gio/gio.h>
 

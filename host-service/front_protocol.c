@@ -50,13 +50,19 @@ static bool check_domain(PfDomain *domain)
 	       is_boolean(domain->active) && is_boolean(domain->has_shim);
 }
 
+static bool check_figures(const PfVmFigures *figures)
+{
+	return is_boolean(figures->shim_connected) && figures->thp != PF_THP_DEFAULT &&
+	       (uint32_t)figures->thp <= PF_THP_ALL &&
+	       (uint32_t)figures->stats.quota <= PF_QUOTA_INDEX;
+}
+
 static bool check_vm(PfFrontVm *vm)
 {
 	clean(vm->reason, sizeof(vm->reason));
 	clean(vm->agent_version, sizeof(vm->agent_version));
 	clean(vm->kernel, sizeof(vm->kernel));
-	return check_domain(&vm->domain) && vm->shim_connected <= 1 && vm->thp != PF_THP_DEFAULT &&
-	       vm->thp <= PF_THP_ALL;
+	return check_domain(&vm->domain) && check_figures(&vm->figures);
 }
 
 static bool check_end(PfFrontEnd *end)

@@ -1,10 +1,9 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 #pragma once
 /*
- * What the front (the process that has the bus) and the service say to each other: one struct a packet over a
- * SOCK_SEQPACKET socket pair, at most one descriptor with it (pf_broker_send(), pf_broker_receive()). The front asks for
- * views; the service answers each query, in their order, with what was asked for and an END, and has stores kept or
- * dropped at any time.
+ * What the front (the process that has the bus) and the service say to each other: one struct a packet (packet.h) over a
+ * SOCK_SEQPACKET socket pair, at most one descriptor with it. The front asks for views; the service answers each query, in
+ * their order, with what was asked for and an END, and has stores kept or dropped at any time.
  * Both ends are the same binary, so there is no version. The front takes the service for hostile: a service that a
  * guest has taken over can show false numbers and refuse to answer, and nothing more. pf_front_check_message() is the only way in.
  */
@@ -16,7 +15,8 @@
 #define PF_FRONT_MAX_REASON 512
 #define PF_FRONT_MAX_TEXT   256
 #define PF_FRONT_MAX_STORE  64 /* bytes of the name under which a store is kept, with the final 0 */
-#define PF_FRONT_MAX_STORES 1024 /* kept at once */
+#define PF_FRONT_MAX_STORES 1024  /* kept at once */
+#define PF_FRONT_MAX_VMS    65536 /* in an answer */
 
 typedef enum PfFrontWant {
 	PF_FRONT_WANT_HOST = 1 << 0,
@@ -47,11 +47,7 @@ typedef struct PfFrontVm {
 	char reason[PF_FRONT_MAX_REASON];
 	char agent_version[PF_FRONT_MAX_TEXT];
 	char kernel[PF_FRONT_MAX_TEXT];
-	uint32_t shim_connected;
-	uint32_t thp; /* PfThp in force */
-	PfFusionVmStats stats;
-	PfShimState shim;
-	uint64_t paused_ms;
+	PfVmFigures figures;
 } PfFrontVm;
 
 typedef struct PfFrontEnd {

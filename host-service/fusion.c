@@ -90,8 +90,8 @@ static PfFusionGroup *group_get(PfFusion *fusion, const char *name)
 	pf_pool_init(&group->givers, sizeof(PfGiver), &fusion->memory_bytes);
 	group->unused = g_array_new(FALSE, FALSE, sizeof(uint32_t));
 	group->unused_adopted = g_array_new(FALSE, FALSE, sizeof(uint32_t));
-	pf_layout_init(
-		&group->layout, PF_STORE_FIRST_FRAME, LAYOUT_LIMIT, pf_giver_charge_range, group);
+	pf_layout_init(&group->layout, PF_STORE_FIRST_FRAME, LAYOUT_LIMIT, pf_giver_charge_range,
+		group, &fusion->memory_bytes);
 	g_hash_table_insert(fusion->groups, group->name, group);
 	return group;
 }
@@ -100,7 +100,6 @@ static void group_free(PfFusionGroup *group)
 {
 	g_hash_table_remove(group->fusion->groups, group->name);
 	group->fusion->stats.frames -= group->frames.count;
-	group->fusion->memory_bytes -= group->range_bytes;
 	pf_layout_deinit(&group->layout);
 	g_array_unref(group->unused);
 	g_array_unref(group->unused_adopted);
@@ -167,7 +166,6 @@ void pf_fusion_remove_vm(PfFusionVm *vm)
 	forget_hints(vm);
 	pf_vm_void_orders(vm);
 	pf_vm_forget_mappings(vm);
-	pf_fusion_set_capturing(vm, true);
 	pf_giver_leave(vm);
 	/* What is left are memories of revokes. */
 	for (uint32_t i = 0; i < vm->pages.capacity; i++) {
@@ -231,7 +229,8 @@ void pf_fusion_adopt_store(PfFusionVm *vm, uint64_t first_own)
 	/* What could not be published so far had one of the earlier service's numbers, maybe. */
 	next = MAX(first_own, group->layout.next);
 	pf_layout_deinit(&group->layout);
-	pf_layout_init(&group->layout, next, LAYOUT_LIMIT, pf_giver_charge_range, group);
+	pf_layout_init(&group->layout, next, LAYOUT_LIMIT, pf_giver_charge_range, group,
+		&group->fusion->memory_bytes);
 }
 
 void pf_fusion_set_complete(PfFusion *fusion, const char *group, bool complete)
@@ -377,7 +376,7 @@ static void hint_page(PfFusionVm *vm, uint32_t module_id, uint32_t file_page, ui
 		pf_page_unhint(vm, page);
 		page = pf_page_find(vm, gfn);
 	}
-	if (!pf_vm_takes_hint(vm, page)) {
+	if (!pf_vm_takes_hint(vm, page, pf_vm_module(vm, module_id))) {
 		vm->stats.over_quota++;
 		return;
 	}
@@ -409,8 +408,11 @@ void pf_fusion_hints(PfFusionVm *vm, uint32_t module_id, uint64_t file_page, PfG
 void pf_fusion_foreach_pending(
 	PfFusion *fusion, void (*wanted)(PfFusionVm *vm, void *userdata), void *userdata)
 {
-	for (guint i = 0; i < fusion->vms->len; i++) {
-		PfFusionVm *vm = fusion->vms->pdata[i];
+	guint n = fusion->vms->len, first = n > 0 ? fusion->turns++ % n : 0;
+
+	/* Each in turn is the first: what one does not give, another comes to be asked for. */
+	for (guint i = 0; i < n; i++) {
+		PfFusionVm *vm = fusion->vms->pdata[(first + i) % n];
 
 		if (pf_vm_has_orders(vm))
 			wanted(vm, userdata);
@@ -430,7 +432,7 @@ int64_t pf_fusion_next_tick_us(const PfFusion *fusion)
 		if (pf_group_next_tick(group, &when))
 			first = MIN(first, when);
 	}
-	for (guint i = 0; fusion->n_not_capturing > 0 && i < fusion->vms->len; i++) {
+	for (guint i = 0; i < fusion->vms->len; i++) {
 		if (pf_vm_next_capture(fusion->vms->pdata[i], &when))
 			first = MIN(first, when);
 	}

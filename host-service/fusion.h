@@ -77,9 +77,10 @@ void pf_fusion_shim_empty(PfFusionVm *vm);
  * The shim's list of what it maps, page by page: what was FUSED or ORDERED and is not on the list is no longer, at
  * _list_end(). digest_of() reads and hashes a frame that is not known here (of an earlier service); false: there is no
  * such frame. pf_fusion_listed() returns 0, or 1 when the page has to be released by the caller: there is no such
- * frame, or its bytes have another frame here already, or its number was never given out, or the VM has no memory left
- * for a record of the page. It has to be released before _list_end(), after which its frame counts as unused. A page
- * that is listed twice is what it is listed as last.
+ * frame, or it is of this service and the page was neither FUSED nor ORDERED to it, or its bytes have another frame
+ * here already, or there is no memory left for a record of the page. It has to be released before _list_end(), after
+ * which its frame counts as unused. A page of frames of an earlier service that is listed twice is what it is listed as
+ * last.
  * _list_begin() voids the VM's orders as pf_fusion_shim_away() does: it comes after the answers to all orders that the
  * shim has carried out.
  */
@@ -133,8 +134,15 @@ bool pf_fusion_free_unused(PfFusion *fusion, uint32_t max_frames,
 void pf_fusion_set_policy(PfFusionVm *vm, const PfPolicy *policy, uint64_t memory_pages);
 
 /*
- * Memory for all records of all VMs, in bytes; 0, as at the start: no limit. When it is used up, hints are not taken of
- * VMs whose records need more than their equal share of it; they are counted as over_quota.
+ * So many pages may be hinted in a session without one being refused for the VM's quota of candidates, whatever becomes
+ * of them, and for that of memory, if it has none that were hinted before.
+ */
+uint64_t pf_fusion_sure_hints(const PfFusionVm *vm);
+
+/*
+ * Memory for all records of all VMs, in bytes; 0, as at the start: no limit. When half of it is used up, hints are not
+ * taken of VMs whose records need more than an equal part of what is left, and when all of it is, of nobody; they are
+ * counted as over_quota. No more pages are captured for such a VM then either, and what its shim lists is refused.
  */
 void pf_fusion_set_memory_limit(PfFusion *fusion, uint64_t bytes);
 
@@ -195,7 +203,8 @@ void pf_fusion_foreach_pending(
  * Results of an order, one PfShimResult a page, in the order of its runs. For CAPTURE, the digests
  * are those of the copies that the shim made (hashed by the caller, only where the result is
  * PF_SHIM_DONE). For each copy whose digest is the hinted one, publish() writes it to the store as
- * the given frame; false: it could not (memory), try later. -EPROTO: no such order, or another
+ * the given frame; false: it could not (memory), try later. Of a digest that one VM has not given, others that hint it are
+ * asked first for the next PF_FUSION_PATIENCE_US. -EPROTO: no such order, or another
  * number of pages: that shim is not to be trusted any more.
  */
 typedef struct PfCapture {
@@ -203,6 +212,8 @@ typedef struct PfCapture {
 	const PfDigest *digests; /* n_pages */
 	bool (*publish)(void *userdata, uint32_t page_of_order, PfFrame frame);
 	void *userdata;
+	uint32_t *
+		n_not_given; /* counts pages that had not the hinted bytes, or none; NULL: nobody counts */
 } PfCapture;
 int pf_fusion_captured(PfFusionVm *vm, uint64_t order_id, uint32_t n_pages,
 	const PfCapture *capture, int64_t now_us);

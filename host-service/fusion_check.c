@@ -21,14 +21,14 @@
 
 /* What is counted anew over all groups. */
 typedef struct Totals {
-	uint64_t shared, frames, candidates, n_vms, n_unknown, n_not_capturing, memory_bytes;
+	uint64_t shared, frames, candidates, n_vms, n_unknown, n_capturing, memory_bytes;
 } Totals;
 
 /* What is counted anew over the pages of a VM. */
 typedef struct VmTotals {
 	uint64_t hinted, fused, shared, runs, candidates;
 	uint64_t in_orders, capturing;
-	uint64_t queued_candidates, queued_fusible;
+	uint64_t queued_candidates, queued_spares, queued_fusible;
 } VmTotals;
 
 static const PfEntry *hinted(const PfFusionGroup *group, const PfPage *p)
@@ -125,7 +125,9 @@ static void count_page(const PfFusionVm *vm, const PfPage *p, GHashTable *maps, 
 	t->candidates += p->holder != 0 && p->state != PF_HINT_FUSED;
 	t->capturing += p->state == PF_HINT_CAPTURING;
 	t->in_orders += p->state == PF_HINT_CAPTURING || p->state == PF_HINT_ORDERED;
-	t->queued_candidates += p->state == PF_HINT_CANDIDATE;
+	if (p->state == PF_HINT_CANDIDATE)
+		++*(hinted(vm->group, p)->failed == vm->slot + 1 ? &t->queued_spares
+								 : &t->queued_candidates);
 	t->queued_fusible += p->state == PF_HINT_READY;
 	if (p->state == PF_HINT_FUSED) {
 		t->fused++;
@@ -256,7 +258,7 @@ static const char *check_module_counts(const PfFusionVm *vm)
 static const char *check_vm(const PfFusionVm *vm, Totals *totals, GroupTotals *of_group)
 {
 	g_autoptr(GHashTable) maps = g_hash_table_new(NULL, NULL);
-	g_autoptr(GArray) pages = pf_vm_pages(vm);
+	g_autoptr(GArray) pages = pf_vm_pages(vm, NULL);
 	const PfFusionVmStats *stats = &vm->stats;
 	VmTotals t = {0};
 
@@ -281,7 +283,10 @@ static const char *check_vm(const PfFusionVm *vm, Totals *totals, GroupTotals *o
 	CHECK_ALL(check_module_counts(vm));
 	CHECK(vm->n_candidates == t.candidates, "a VM's candidates are miscounted");
 	CHECK(vm->n_capturing == t.capturing, "a VM's captures are miscounted");
+	CHECK(vm->n_ordered == t.in_orders - t.capturing, "a VM's ordered pages are miscounted");
 	CHECK_ALL(check_queue(vm->group, &vm->candidates, PF_HINT_CANDIDATE, t.queued_candidates));
+	CHECK_ALL(
+		check_queue(vm->group, &vm->spare_candidates, PF_HINT_CANDIDATE, t.queued_spares));
 	CHECK_ALL(check_queue(vm->group, &vm->fusible, PF_HINT_READY, t.queued_fusible));
 	CHECK_ALL(check_orders(vm, &t, of_group));
 	CHECK_ALL(check_holders(vm, maps, t.hinted));
@@ -291,7 +296,7 @@ static const char *check_vm(const PfFusionVm *vm, Totals *totals, GroupTotals *o
 	totals->n_vms++;
 	of_group->n_pages += vm->pages.count;
 	totals->n_unknown += !vm->known;
-	totals->n_not_capturing += !vm->capturing;
+	totals->n_capturing += t.capturing;
 	totals->memory_bytes += pf_index_bytes(&vm->pages) + pf_index_bytes(&vm->holders) +
 				vm->module_slots * sizeof(uint32_t) +
 				pf_module_table_bytes(vm->modules->len);
@@ -318,7 +323,8 @@ static const char *check_entry_counts(
 	}
 	CHECK(e->n_hint_vms == hint_vms, "an entry's hinting VMs are miscounted");
 	CHECK(e->n_map_vms == map_vms, "an entry's mapping VMs are miscounted");
-	CHECK(e->map_vms_xor == map_vms_xor, "an entry's mapping VMs are not those");
+	CHECK(map_vms_xor == (e->state == PF_ENTRY_FRAMED ? e->map_vms_xor : 0),
+		"an entry's mapping VMs are not those");
 	CHECK(e->n_maps == maps, "an entry's mappings are miscounted");
 	return NULL;
 }
@@ -345,6 +351,8 @@ static const char *check_entry(const PfFusionGroup *group, uint32_t entry, GHash
 		"an entry is in an order for nothing");
 	if (framed)
 		CHECK_ALL(check_frame(group, e, entry));
+	CHECK(framed || e->failed <= group->vms->len,
+		"an entry was not given by a VM that there is not");
 	CHECK(framed || e->frame == PF_NO_FRAME, "an entry has a frame it should not have");
 	CHECK(framed || !e->queued, "an entry without a frame is on a list of unused frames");
 	CHECK(framed || e->n_maps == 0, "an entry without a frame is mapped");
@@ -389,7 +397,6 @@ static void add_keys(GHashTable *set, GHashTable *table)
 static const char *check_givers(const PfFusionGroup *group, const GroupTotals *totals)
 {
 	g_autoptr(GHashTable) givers = g_hash_table_new(NULL, NULL);
-	uint64_t range_bytes = 0;
 	GHashTableIter iter;
 	gpointer number;
 
@@ -404,13 +411,10 @@ static const char *check_givers(const PfFusionGroup *group, const GroupTotals *t
 	add_keys(givers, totals->given);
 	add_keys(givers, totals->ranges);
 	g_hash_table_iter_init(&iter, givers);
-	while (g_hash_table_iter_next(&iter, &number, NULL)) {
+	while (g_hash_table_iter_next(&iter, &number, NULL))
 		CHECK_ALL(check_giver(group, totals, GPOINTER_TO_UINT(number)));
-		range_bytes += counted(totals->ranges, GPOINTER_TO_UINT(number));
-	}
 	CHECK(g_hash_table_size(givers) == group->givers.n_items,
 		"a giver is left of which nothing is left");
-	CHECK(range_bytes == group->range_bytes, "the ranges of a group are miscounted");
 	return NULL;
 }
 
@@ -522,7 +526,7 @@ static const char *check_group(const PfFusionGroup *group, Totals *totals)
 	totals->memory_bytes += pf_index_bytes(&group->digests) + pf_index_bytes(&group->frames) +
 				pool_bytes(&group->pages) + pool_bytes(&group->holders) +
 				pool_bytes(&group->entries) + pool_bytes(&group->givers) +
-				group->range_bytes;
+				pf_layout_bytes(&group->layout);
 	return check_entries(group, &of_group, totals);
 }
 
@@ -540,8 +544,7 @@ const char *pf_fusion_check(const PfFusion *fusion)
 	CHECK(fusion->stats.shared == totals.shared, "the shared pages are miscounted");
 	CHECK(fusion->stats.frames == totals.frames, "the frames are miscounted");
 	CHECK(fusion->stats.candidates == totals.candidates, "the candidates are miscounted");
-	CHECK(fusion->n_not_capturing == totals.n_not_capturing,
-		"the VMs that do not capture are miscounted");
+	CHECK(fusion->n_capturing == totals.n_capturing, "the captures of all are miscounted");
 	CHECK(fusion->memory_bytes == totals.memory_bytes, "the memory is miscounted");
 	return NULL;
 }

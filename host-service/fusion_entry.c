@@ -17,6 +17,9 @@
  * are looked at. How often an entry becomes WANTED or not any more, two VMs can say in turn: it has no more holders then
  * than its admission asks for, 64 at most.
  *
+ * A VM that was asked to give an entry's bytes and has not given them comes after others when they are WANTED the
+ * next time: what it offers then goes to a queue of its own (fusion_order.c).
+ *
  * An order names entries by number, and more than one thing can happen to an entry before the answer:
  * each page in an order is counted in its entry, which is neither released nor loses its frame meanwhile.
  */
@@ -127,6 +130,14 @@ void pf_holder_release(PfFusionGroup *group, uint32_t holder)
 	pf_entry_release(group, entry);
 }
 
+static PfQueue *queue_for(const PfFusionGroup *group, const PfHolder *h)
+{
+	PfFusionVm *vm = pf_holder_vm(group, h);
+
+	return pf_entry(group, h->entry)->failed == h->vm + 1 ? &vm->spare_candidates
+							      : &vm->candidates;
+}
+
 static void offer(PfFusionGroup *group, uint32_t holder)
 {
 	PfHolder *h = pf_holder(group, holder);
@@ -138,7 +149,7 @@ static void offer(PfFusionGroup *group, uint32_t holder)
 	if (p->state != PF_HINT_IDLE)
 		return;
 	p->state = PF_HINT_CANDIDATE;
-	pf_queue_push(group, &pf_holder_vm(group, h)->candidates, h->pages);
+	pf_queue_push(group, queue_for(group, h), h->pages);
 }
 
 static void retract(PfFusionGroup *group, uint32_t holder)
@@ -151,7 +162,7 @@ static void retract(PfFusionGroup *group, uint32_t holder)
 	p = pf_page(group, h->pages);
 	if (p->state != PF_HINT_CANDIDATE)
 		return;
-	pf_queue_remove(group, &pf_holder_vm(group, h)->candidates, h->pages);
+	pf_queue_remove(group, queue_for(group, h), h->pages);
 	p->state = PF_HINT_IDLE;
 }
 
@@ -341,6 +352,7 @@ void pf_entry_framed(PfFusionGroup *group, uint32_t entry, uint32_t frame, PfFus
 		each_holder(group, entry, retract);
 	e->state = PF_ENTRY_FRAMED;
 	e->frame = frame;
+	e->map_vms_xor = 0;
 	pf_giver_charge(group, entry, giver);
 	pf_frame_insert(group, entry);
 	each_holder(group, entry, ready_pages);
@@ -371,6 +383,7 @@ void pf_entry_unframed(PfFusionGroup *group, uint32_t entry)
 	pf_giver_discharge(group, entry);
 	e->state = PF_ENTRY_WAITING;
 	e->frame = PF_NO_FRAME;
+	e->failed = 0;
 	each_holder(group, entry, unready_pages);
 	pf_entry_release(group, entry);
 }

@@ -100,6 +100,11 @@ static void add_chunk(PfPool *pool)
 	link_roomy(pool, number);
 }
 
+uint64_t pf_pool_growth(const PfPool *pool)
+{
+	return pool->roomy == 0 ? chunk_bytes(pool) : 0;
+}
+
 uint32_t pf_pool_take(PfPool *pool)
 {
 	PfChunk *chunk;
@@ -181,11 +186,25 @@ static void resize(PfIndex *index, uint32_t capacity, PfIndexHash hash, const vo
 	}
 }
 
+static uint64_t max_items(uint64_t capacity)
+{
+	return capacity - capacity / 8 - 1;
+}
+
+uint64_t pf_index_growth(const PfIndex *index, uint64_t n)
+{
+	uint64_t capacity = MAX(index->capacity, MIN_CAPACITY);
+
+	while (index->count + n > max_items(capacity))
+		capacity *= 2;
+	return capacity * sizeof(*index->slots) - pf_index_bytes(index);
+}
+
 void pf_index_insert(PfIndex *index, uint32_t item, PfIndexHash hash, const void *context)
 {
 	if (index->capacity == 0)
 		resize(index, MIN_CAPACITY, hash, context);
-	else if (index->count >= index->capacity - index->capacity / 8 - 1)
+	else if (index->count >= max_items(index->capacity))
 		resize(index, index->capacity * 2, hash, context);
 	place(index, item, hash(context, item));
 	index->count++;

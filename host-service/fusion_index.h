@@ -39,6 +39,10 @@ void pf_pool_deinit(PfPool *pool);
 
 /* A record of zeros. */
 uint32_t pf_pool_take(PfPool *pool);
+
+/* Bytes that the next record costs. */
+uint64_t pf_pool_growth(const PfPool *pool);
+
 void pf_pool_give(PfPool *pool, uint32_t item);
 
 static inline void *pf_pool_at(const PfPool *pool, uint32_t item)
@@ -74,6 +78,9 @@ static inline uint64_t pf_index_bytes(const PfIndex *index)
 {
 	return (uint64_t)index->capacity * sizeof(*index->slots);
 }
+
+/* Bytes that n more items cost. */
+uint64_t pf_index_growth(const PfIndex *index, uint64_t n);
 
 /* What nobody outside knows. */
 typedef struct PfHashKey {

@@ -19,8 +19,9 @@
  * one after the other, or 4 GiB at a time. The lists of waiting ranges are by length, and at worst
  * each is as long as the ranges of that length that were in use at a time.
  *
- * The memory of a range is charged to whoever gave the first frame in it, until its module loses it. Ranges that wait
- * are nobody's; there are never more of them than were in use, and paid for, at a time.
+ * The memory of a range is charged to whoever gave the first frame in it, until its module loses it, and with it what the
+ * store needs to remember its numbers. Ranges that wait are nobody's; of each length there are never more of them than
+ * were in use, and paid for, at a time. They still count for the memory of all together.
  *
  * Freeing finds the range of a number by bisection: bases ascend in the order in which ranges are made.
  */
@@ -46,8 +47,11 @@ typedef struct Range {
 static_assert(PF_LAYOUT_CHUNK_FRAMES <= UINT16_MAX, "Range.n_used");
 
 #define TABLES_BYTES 48 /* of a range, in `ranges` and `by_base`, and what the allocator takes */
+#define STORE_BYTES  (2 * PF_LAYOUT_ALIGN / 8) /* of a block, in the store's sets of frames */
 
-static_assert(sizeof(Range) + PF_LAYOUT_CHUNK_FRAMES / 8 + TABLES_BYTES <= PF_LAYOUT_RANGE_BYTES,
+static_assert(sizeof(Range) + PF_LAYOUT_CHUNK_FRAMES / 8 + PF_LAYOUT_BLOCKS * STORE_BYTES +
+			      TABLES_BYTES <=
+		      PF_LAYOUT_RANGE_BYTES,
 	"what is charged for a range");
 
 static guint range_hash(gconstpointer data)
@@ -66,7 +70,7 @@ static gboolean range_equal(gconstpointer a, gconstpointer b)
 }
 
 void pf_layout_init(PfLayout *layout, uint64_t first_frame, uint64_t limit_frames,
-	PfLayoutCharge charge, void *userdata)
+	PfLayoutCharge charge, void *userdata, uint64_t *bytes)
 {
 	uint64_t rounded_up =
 		(first_frame + PF_LAYOUT_ALIGN - 1) / PF_LAYOUT_ALIGN * PF_LAYOUT_ALIGN;
@@ -79,13 +83,21 @@ void pf_layout_init(PfLayout *layout, uint64_t first_frame, uint64_t limit_frame
 		.limit = limit_frames,
 		.charge = charge,
 		.userdata = userdata,
+		.bytes = bytes,
 	};
 	for (unsigned i = 0; i < PF_LAYOUT_BLOCKS; i++)
 		layout->idle[i] = g_ptr_array_new();
 }
 
+static void count_bytes(PfLayout *layout, int64_t bytes)
+{
+	layout->own_bytes += (uint64_t)bytes;
+	*layout->bytes += (uint64_t)bytes;
+}
+
 void pf_layout_deinit(PfLayout *layout)
 {
+	count_bytes(layout, -(int64_t)layout->own_bytes);
 	g_hash_table_unref(layout->ranges);
 	for (unsigned i = 0; i < PF_LAYOUT_BLOCKS; i++)
 		g_ptr_array_unref(layout->idle[i]);
@@ -117,7 +129,8 @@ static size_t range_bytes(uint32_t n_blocks)
 
 static int64_t charged_bytes(const Range *range)
 {
-	return (int64_t)(range_bytes(range->n_blocks) + TABLES_BYTES);
+	return (int64_t)(range_bytes(range->n_blocks) + range->n_blocks * STORE_BYTES +
+			 TABLES_BYTES);
 }
 
 void pf_layout_foreach_range(const PfLayout *layout, PfLayoutCharge charge, void *userdata)
@@ -133,6 +146,15 @@ void pf_layout_foreach_range(const PfLayout *layout, PfLayoutCharge charge, void
 	}
 }
 
+uint64_t pf_layout_bytes(const PfLayout *layout)
+{
+	uint64_t bytes = 0;
+
+	for (guint i = 0; i < layout->by_base->len; i++)
+		bytes += (uint64_t)charged_bytes(layout->by_base->pdata[i]);
+	return bytes;
+}
+
 static Range *new_range(PfLayout *layout, uint32_t n_blocks)
 {
 	Range *range;
@@ -144,6 +166,7 @@ static Range *new_range(PfLayout *layout, uint32_t n_blocks)
 	range->base = base;
 	range->n_blocks = (uint16_t)n_blocks;
 	g_ptr_array_add(layout->by_base, range);
+	count_bytes(layout, charged_bytes(range));
 	return range;
 }
 
@@ -204,11 +227,12 @@ static void release_range(PfLayout *layout, Range *range)
 {
 	g_hash_table_remove(layout->ranges, &range->key);
 	layout->charge(layout->userdata, range->owner, -charged_bytes(range));
-	if (range->n_used < range->n_blocks * PF_LAYOUT_ALIGN / 8)
+	if (range->n_used < range->n_blocks * PF_LAYOUT_ALIGN / 8) {
 		g_ptr_array_add(layout->idle[range->n_blocks - 1], range);
-	else
-		g_ptr_array_remove_index(
-			layout->by_base, (guint)find_base(layout, (uint32_t)range->base));
+		return;
+	}
+	count_bytes(layout, -charged_bytes(range));
+	g_ptr_array_remove_index(layout->by_base, (guint)find_base(layout, (uint32_t)range->base));
 }
 
 static bool take_spare(PfLayout *layout, uint32_t *frame)

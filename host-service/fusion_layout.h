@@ -9,7 +9,7 @@
 #define PF_LAYOUT_ALIGN        512u                /* frames: ranges start at 2 MiB */
 #define PF_LAYOUT_CHUNK_FRAMES 4096u               /* a longer file has a range for each 16 MiB */
 
-#define PF_LAYOUT_RANGE_BYTES 700u /* of memory, for the longest range, at most */
+#define PF_LAYOUT_RANGE_BYTES 1800u /* of memory, for the longest range, at most */
 
 #define PF_LAYOUT_BLOCKS (PF_LAYOUT_CHUNK_FRAMES / PF_LAYOUT_ALIGN) /* of the longest range */
 
@@ -26,6 +26,8 @@ typedef struct PfLayout {
 	uint64_t spare_next, spare_end;    /* the range for what has no place of its own */
 	PfLayoutCharge charge;
 	void *userdata;
+	uint64_t *bytes; /* counts the memory of all ranges */
+	uint64_t own_bytes;
 } PfLayout;
 
 /* Where a page wants to be. */
@@ -38,14 +40,18 @@ typedef struct PfLayoutPlace {
 
 /*
  * The first number is first_frame or the next multiple of PF_LAYOUT_ALIGN. limit_frames: PF_LAYOUT_FRAMES at most.
- * charge is called from the functions that take, untake and free, but not for what is left in the end.
+ * charge is called from the functions that take, untake and free, but not for what is left in the end. bytes: where the
+ * memory of all ranges is added while there are any, also of those that are nobody's.
  */
 void pf_layout_init(PfLayout *layout, uint64_t first_frame, uint64_t limit_frames,
-	PfLayoutCharge charge, void *userdata);
+	PfLayoutCharge charge, void *userdata, uint64_t *bytes);
 void pf_layout_deinit(PfLayout *layout);
 
 /* Calls charge() for each range that an owner pays for, as if it were made now. */
 void pf_layout_foreach_range(const PfLayout *layout, PfLayoutCharge charge, void *userdata);
+
+/* Of all its ranges, counted anew. */
+uint64_t pf_layout_bytes(const PfLayout *layout);
 
 /* The frame's number; false: all numbers are used up. */
 bool pf_layout_take(PfLayout *layout, const PfLayoutPlace *place, uint32_t *frame);

@@ -15,7 +15,8 @@
  *
  * A VM that cannot be counted on for captures is left out by time: where somebody else holds the digest and answers,
  * that one has given it long before. So nobody has to know who else could, and what nobody gives is asked of it
- * in the end. Its candidates come in the order in which they were offered, so the first of them says when.
+ * in the end. Its candidates come in the order in which they were offered, so the first of them says when. The same
+ * holds for a single digest that a VM was asked for and has not given: it offers that as a spare candidate.
  *
  * The record of an order names pages and entries by number. Neither can go away before the answer:
  * a page in an order keeps its record whatever the guest says meanwhile, and so does an entry that
@@ -57,16 +58,10 @@ static bool gets_orders(const PfFusionVm *vm)
 	return vm->ready && vm->shim == PF_VM_SHIM_HERE;
 }
 
-/* There is a page to capture, but for the time that others have. */
-static bool could_capture(const PfFusionVm *vm)
+/* When others have had time enough to give the page's bytes, in ticks. */
+static uint32_t patience_ends(const PfFusionVm *vm, uint32_t page)
 {
-	return vm->candidates.head != 0 && may_capture(vm->group) && pf_vm_may_give(vm);
-}
-
-/* When others have had time enough to give the first page's bytes, in ticks. */
-static uint32_t patience_ends(const PfFusionVm *vm)
-{
-	uint32_t entry = pf_page_hinted_entry(vm->group, vm->candidates.head);
+	uint32_t entry = pf_page_hinted_entry(vm->group, page);
 
 	return pf_entry(vm->group, entry)->offered + pf_ticks_up(PF_FUSION_PATIENCE_US);
 }
@@ -76,22 +71,36 @@ static uint32_t ticks_now(const PfFusionVm *vm)
 	return (uint32_t)(vm->group->fusion->now_us / PF_FUSION_TICK_US);
 }
 
-static bool has_capture(const PfFusionVm *vm)
+/* The page to capture next; 0: there is none, or others have time still. */
+static uint32_t next_capture(const PfFusionVm *vm)
 {
-	return could_capture(vm) && (vm->capturing || patience_ends(vm) <= ticks_now(vm));
+	uint32_t page = vm->candidates.head, spare = vm->spare_candidates.head;
+
+	if ((page == 0 && spare == 0) || !may_capture(vm->group) || !pf_vm_may_give(vm))
+		return 0;
+	if (page != 0 && (vm->capturing || patience_ends(vm, page) <= ticks_now(vm)))
+		return page;
+	return spare != 0 && patience_ends(vm, spare) <= ticks_now(vm) ? spare : 0;
 }
 
 bool pf_vm_next_capture(const PfFusionVm *vm, uint32_t *when)
 {
-	if (vm->capturing || !gets_orders(vm) || !could_capture(vm))
+	uint32_t page = vm->candidates.head, spare = vm->spare_candidates.head;
+
+	if (!gets_orders(vm) || !may_capture(vm->group) || !pf_vm_may_give(vm) ||
+		next_capture(vm) != 0)
 		return false;
-	*when = patience_ends(vm);
-	return *when > ticks_now(vm);
+	*when = UINT32_MAX;
+	if (page != 0)
+		*when = patience_ends(vm, page);
+	if (spare != 0)
+		*when = MIN(*when, patience_ends(vm, spare));
+	return *when != UINT32_MAX;
 }
 
 bool pf_vm_has_orders(const PfFusionVm *vm)
 {
-	return gets_orders(vm) && (vm->fusible.head != 0 || has_capture(vm));
+	return gets_orders(vm) && (vm->fusible.head != 0 || next_capture(vm) != 0);
 }
 
 static PfOrderRecord *start_order(PfFusionVm *vm, PfOrder *order, PfOrderType type)
@@ -118,10 +127,9 @@ static void add_to_record(PfOrderRecord *record, uint32_t page, uint32_t entry)
 	g_array_append_val(record->pages, ordered);
 }
 
-static void capture_first(PfFusionVm *vm, PfOrder *order, PfOrderRecord *record)
+static void capture_page(PfFusionVm *vm, uint32_t page, PfOrder *order, PfOrderRecord *record)
 {
 	PfFusionGroup *group = vm->group;
-	uint32_t page = vm->candidates.head;
 	PfPage *p = pf_page(group, page);
 	uint32_t entry = pf_holder(group, p->holder)->entry;
 	PfOrderRun *last = order->n_runs > 0 ? &order->runs[order->n_runs - 1] : NULL;
@@ -130,6 +138,7 @@ static void capture_first(PfFusionVm *vm, PfOrder *order, PfOrderRecord *record)
 	pf_holder_page_taken(group, page, PF_HINT_CAPTURING);
 	add_to_record(record, page, entry);
 	vm->n_capturing++;
+	group->fusion->n_capturing++;
 	if (last && last->gfn.v + last->n_pages == p->gfn)
 		last->n_pages++;
 	else
@@ -140,9 +149,10 @@ static void capture_first(PfFusionVm *vm, PfOrder *order, PfOrderRecord *record)
 static void capture_order(PfFusionVm *vm, PfOrder *order)
 {
 	PfOrderRecord *record = start_order(vm, order, PF_ORDER_CAPTURE);
+	uint32_t page;
 
-	while (order->n_pages < PF_SHIM_MAX_CAPTURE && has_capture(vm))
-		capture_first(vm, order, record);
+	while (order->n_pages < PF_SHIM_MAX_CAPTURE && (page = next_capture(vm)) != 0)
+		capture_page(vm, page, order, record);
 }
 
 static uint32_t hinted_frame(const PfFusionGroup *group, uint32_t page)
@@ -241,6 +251,7 @@ static bool fuse_run(PfFusionVm *vm, PfOrder *order, PfOrderRecord *record, Regi
 		pf_holder_page_taken(group, page, PF_HINT_ORDERED);
 		p->target = pf_page_hinted_entry(group, page);
 		pf_entry_ordered(group, p->target);
+		vm->n_ordered++;
 		add_to_record(record, page, p->target);
 		run.n_pages++;
 		page = next;
@@ -266,7 +277,7 @@ bool pf_fusion_next_order(PfFusionVm *vm, PfOrder *order, int64_t now_us)
 	pf_fusion_set_now(vm->group->fusion, now_us);
 	if (!pf_vm_has_orders(vm))
 		return false;
-	if (has_capture(vm))
+	if (next_capture(vm) != 0)
 		capture_order(vm, order);
 	else
 		fuse_order(vm, order);
@@ -401,17 +412,47 @@ static void make_frame(PfFusionVm *vm, const PfOrderedPage *ordered, uint32_t pa
 	pf_entry_framed(group, ordered->entry, frame, vm);
 }
 
+/* Somebody else can be asked for the bytes of an entry that is being captured. */
+static bool others_offer(const PfFusionVm *vm, const PfEntry *e)
+{
+	const PfFusionGroup *group = vm->group;
+
+	for (uint32_t holder = e->holders; holder != 0; holder = pf_holder(group, holder)->next) {
+		const PfHolder *h = pf_holder(group, holder);
+
+		if (h->vm != vm->slot && h->pages != 0 && gets_orders(pf_holder_vm(group, h)) &&
+			pf_page(group, h->pages)->state == PF_HINT_IDLE)
+			return true;
+	}
+	return false;
+}
+
+/* The VM was asked for the entry's bytes: others come first now. */
+static void not_given(const PfFusionVm *vm, uint32_t entry)
+{
+	PfEntry *e = pf_entry(vm->group, entry);
+
+	if (e->state == PF_ENTRY_CAPTURING && others_offer(vm, e))
+		e->failed = vm->slot + 1;
+}
+
 static void page_captured(
 	PfFusionVm *vm, const PfOrderedPage *ordered, uint32_t i, const PfCapture *capture)
 {
 	PfFusionGroup *group = vm->group;
 	const PfEntry *e = pf_entry(group, ordered->entry);
 	PfShimResult result = checked_result(capture->results[i]);
+	bool given = result == PF_SHIM_DONE && pf_digest_equal(&capture->digests[i], &e->digest);
 
 	vm->n_capturing--;
+	group->fusion->n_capturing--;
+	if (!given)
+		not_given(vm, ordered->entry);
+	if (!given && capture->n_not_given)
+		++*capture->n_not_given;
 	if (result != PF_SHIM_DONE) {
 		settle_refused(vm, ordered->page, ordered->entry, result);
-	} else if (!pf_digest_equal(&capture->digests[i], &e->digest)) {
+	} else if (!given) {
 		vm->stats.capture_mismatches++;
 		settle_differs(vm, ordered->page, ordered->entry);
 	} else {
@@ -462,6 +503,7 @@ int pf_fusion_fused(
 		const PfOrderedPage *ordered = &g_array_index(record->pages, PfOrderedPage, i);
 		PfShimResult result = checked_result(results[i]);
 
+		vm->n_ordered--;
 		if (result == PF_SHIM_DONE) {
 			page_fused(vm, ordered);
 		} else {
@@ -480,6 +522,8 @@ static void void_capture(PfFusionVm *vm, const PfOrderRecord *record)
 		const PfOrderedPage *ordered = &g_array_index(record->pages, PfOrderedPage, i);
 
 		vm->n_capturing--;
+		vm->group->fusion->n_capturing--;
+		not_given(vm, ordered->entry);
 		pf_page_settle(vm, ordered->page);
 		pf_entry_answered(vm->group, ordered->entry);
 	}

@@ -159,13 +159,15 @@ static gint compare_gfn(gconstpointer a, gconstpointer b, gpointer userdata)
 	return x < y ? -1 : x > y;
 }
 
-GArray *pf_vm_pages(const PfFusionVm *vm)
+GArray *pf_vm_pages(const PfFusionVm *vm, bool (*wanted)(const PfFusionVm *vm, uint32_t page))
 {
-	GArray *pages = g_array_sized_new(FALSE, FALSE, sizeof(uint32_t), vm->pages.count);
+	GArray *pages = g_array_new(FALSE, FALSE, sizeof(uint32_t));
 
 	for (uint32_t i = 0; i < vm->pages.capacity; i++) {
-		if (vm->pages.slots[i] != 0)
-			g_array_append_val(pages, vm->pages.slots[i]);
+		uint32_t page = vm->pages.slots[i];
+
+		if (page != 0 && (!wanted || wanted(vm, page)))
+			g_array_append_val(pages, page);
 	}
 	g_array_sort_with_data(pages, compare_gfn, vm->group);
 	return pages;

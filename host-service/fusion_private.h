@@ -22,7 +22,7 @@
 typedef enum PfHintState {
 	PF_HINT_NONE,      /* no hint; the record only remembers that the page was revoked */
 	PF_HINT_IDLE,      /* hinted; its digest has no frame */
-	PF_HINT_CANDIDATE, /* likewise, and the page may be captured: it is in vm->candidates */
+	PF_HINT_CANDIDATE, /* likewise, and it may be captured: in vm->candidates or the spare ones */
 	PF_HINT_READY,     /* hinted; its digest has a frame: it is in vm->fusible */
 	PF_HINT_DELAYED,   /* hinted; nothing is done before `when`: it is in group->delayed */
 	PF_HINT_CAPTURING, /* in an order of the VM; hinted or not */
@@ -75,15 +75,20 @@ typedef enum PfEntryState {
 typedef struct PfEntry {
 	PfDigest digest;
 	uint64_t admitted_us : 48;
-	uint64_t state : 8;   /* PfEntryState */
-	uint64_t queued : 1;  /* FRAMED: it is in group->unused or group->unused_adopted */
-	uint32_t frame;       /* FRAMED only, else PF_NO_FRAME */
-	uint32_t holders;     /* list */
-	uint32_t n_hint_vms;  /* holders with a hint */
-	uint32_t n_map_vms;   /* holders with a mapping */
-	uint32_t map_vms_xor; /* exclusive or of their numbers: with one left, its number */
-	uint32_t n_maps;      /* mappings of all */
-	uint32_t n_orders;    /* pages that are CAPTURING for it or ORDERED to be fused to it */
+	uint64_t state : 8;  /* PfEntryState */
+	uint64_t queued : 1; /* FRAMED: it is in group->unused or group->unused_adopted */
+	uint32_t frame;      /* FRAMED only, else PF_NO_FRAME */
+	uint32_t holders;    /* list */
+	uint32_t n_hint_vms; /* holders with a hint */
+	uint32_t n_map_vms;  /* holders with a mapping */
+	union {
+		/* FRAMED: exclusive or of their numbers: with one left, its number. */
+		uint32_t map_vms_xor;
+		/* Else: the last VM that has not given it, its slot plus one; 0: none. */
+		uint32_t failed;
+	};
+	uint32_t n_maps;   /* mappings of all */
+	uint32_t n_orders; /* pages that are CAPTURING for it or ORDERED to be fused to it */
 	union {
 		uint32_t offered; /* WANTED: since when, in ticks */
 		uint32_t giver;   /* FRAMED: whom the frame is charged to; 0: nobody */
@@ -145,12 +150,14 @@ struct PfFusionVm {
 	PfIndex holders;    /* by entry */
 	GArray *modules;    /* of PfModule, by module_id; owned */
 	PfQueue candidates; /* to capture */
+	PfQueue spare_candidates; /* likewise, if nobody else does: it could not the last time */
 	PfQueue fusible;
 	GPtrArray *orders; /* of PfOrderRecord, without an answer yet; owned */
 	bool capturing;    /* pf_fusion_set_capturing() */
 	PfVmLimits limits;
 	uint32_t giver;
 	uint32_t n_capturing;  /* pages in orders to capture */
+	uint32_t n_ordered;    /* pages that are ORDERED */
 	uint32_t n_given;      /* frames, so far */
 	uint64_t n_candidates; /* pages with a hint that are not FUSED */
 	uint64_t module_slots; /* of the indexes of its modules */
@@ -173,7 +180,6 @@ struct PfFusionGroup {
 	GArray *unused;         /* entries whose frame was unused once, each once; owned */
 	GArray *unused_adopted; /* likewise, of frames below first_own */
 	PfLayout layout;
-	uint64_t range_bytes;                /* of it, all that givers are charged with */
 	PfQueue delayed[PF_FUSION_N_DELAYS]; /* each in the order of `when` */
 	bool short_of_memory;                /* nothing is captured until short_until */
 	uint32_t short_until;                /* ticks */
@@ -192,10 +198,11 @@ struct PfFusion {
 	uint64_t last_order_id;
 	int64_t revoke_delay_us;
 	bool pressure;
-	uint32_t n_not_capturing; /* VMs */
-	bool room;                /* a VM may capture again */
-	uint64_t memory_bytes;    /* of all pools and indexes, and ranges of layouts */
-	uint64_t memory_limit;    /* 0: none */
+	bool room;             /* a VM may capture again */
+	guint turns;           /* of pf_fusion_foreach_pending() */
+	uint64_t memory_bytes; /* of all pools and indexes, and ranges of layouts */
+	uint64_t memory_limit; /* 0: none */
+	uint32_t n_capturing;  /* of all VMs */
 	PfFusionStats stats;
 	PfLatencyHistogram latency;
 };
@@ -315,8 +322,11 @@ uint32_t pf_page_get(PfFusionVm *vm, uint64_t gfn);
 uint32_t pf_page_by_file(const PfFusionVm *vm, const PfModule *module, uint32_t file_page);
 PfModule *pf_vm_module(const PfFusionVm *vm, uint32_t module_id); /* NULL: not declared */
 
-/* All pages of the VM that have a record, by gfn; of uint32_t, to be freed by the caller. */
-GArray *pf_vm_pages(const PfFusionVm *vm);
+/*
+ * Those pages of the VM that have a record and are wanted (NULL: all), by gfn; of uint32_t, to be freed by the caller. It
+ * costs a step for each record, and sorting what is wanted.
+ */
+GArray *pf_vm_pages(const PfFusionVm *vm, bool (*wanted)(const PfFusionVm *vm, uint32_t page));
 
 void pf_queue_push(PfFusionGroup *group, PfQueue *queue, uint32_t page);
 void pf_queue_remove(PfFusionGroup *group, PfQueue *queue, uint32_t page);
@@ -378,13 +388,13 @@ void pf_vm_add_candidate(PfFusionVm *vm);
 void pf_vm_remove_candidate(PfFusionVm *vm);
 
 /* Whether a hint may be taken, for this page (0: it has no record yet), which has none now. */
-bool pf_vm_takes_hint(const PfFusionVm *vm, uint32_t page);
+bool pf_vm_takes_hint(const PfFusionVm *vm, uint32_t page, const PfModule *module);
 
 /* Likewise for a declaration of the module. */
 bool pf_vm_takes_module(const PfFusionVm *vm, uint32_t module_id);
 
-/* Whether its records may grow, by its own quota. */
-bool pf_vm_has_index_room(const PfFusionVm *vm);
+/* Likewise for a page that its shim lists and of which that is not known. */
+bool pf_vm_takes_listed(const PfFusionVm *vm);
 
 /* Whether one more of its pages may be captured. */
 bool pf_vm_may_give(const PfFusionVm *vm);

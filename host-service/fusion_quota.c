@@ -9,7 +9,16 @@
  * Index memory is what the VM's records would take if it were alone: its pages and holders, the slots that find
  * them, its table of modules, and for each holder a whole entry with its slot. Entries are shared, so the sum over all
  * VMs is more than the truth; but no VM's number depends on what others do. Because tables double, it may be
- * exceeded by one doubling. What counts for the limit of all together is what pools and indexes really have.
+ * exceeded by one doubling.
+ *
+ * What counts for the limit of all together is what pools, indexes and ranges really have, and nothing is taken for
+ * which they would have to grow beyond it: not the tables, not the chunks of the pools, not the ranges of what is being
+ * captured. (Only the tables that find frames may double once more: a tenth of the limit at worst.) Up to half of it
+ * whoever comes first is served. From there on a VM goes on as long as its records are no more than an nth of what is
+ * left, n being the VMs that there are. Nothing is ever taken away, so what is promised to a VM that comes late is
+ * little, but never nothing. n VMs at once have a 4nth of the limit each, whoever has had the first half. Where each
+ * that comes takes all it can before the next does, the kth takes a (k+1)th of what the others have left of the second
+ * half: the nth has an n(n+1)th of the limit then. A VM that leaves, or withdraws its hints, leaves more to all others.
  *
  * Frames are counted for whoever gave them. Each VM has a giver, which a frame's entry names by number; the giver
  * stays behind when its VM leaves, for as long as there are frames of it. So a frame that comes or goes costs one
@@ -18,7 +27,8 @@
  * to each other, and make us hold more frames than both may. For what it cannot give it waits: others may, and can.
  *
  * The ranges of fusion_layout.c are index memory of whoever gave the first frame in them. They are made by captures,
- * so a VM without memory left gives nothing either; a page that is being captured counts as a range of its own.
+ * so a VM without memory left gives nothing either; a page that is being captured counts as a range of its own. With a
+ * range is charged what the store needs to remember its numbers.
  *
  * Frame numbers are never used again, and a group has 2^32; a frame takes eight of them at worst. A VM gives 2^25 frames
  * in its life, 128 GiB, so that it cannot use them up alone: a sixteenth, with all the time there is.
@@ -66,6 +76,12 @@ void pf_giver_charge(PfFusionGroup *group, uint32_t entry, PfFusionVm *vm)
 	vm->n_given++;
 }
 
+/* Who could have more memory, if there was more of it, has to wait. */
+static bool is_tight(const PfFusion *fusion)
+{
+	return fusion->memory_limit > 0 && fusion->memory_bytes >= fusion->memory_limit / 2;
+}
+
 void pf_giver_discharge(PfFusionGroup *group, uint32_t entry)
 {
 	PfEntry *e = pf_entry(group, entry);
@@ -77,7 +93,9 @@ void pf_giver_discharge(PfFusionGroup *group, uint32_t entry)
 		return;
 	giver = giver_at(group, number);
 	giver->n_frames--;
-	if (giver->vm != 0)
+	if (is_tight(group->fusion))
+		group->fusion->room = true;
+	else if (giver->vm != 0)
 		group->fusion->room |= pf_vm_has_orders(group->vms->pdata[giver->vm - 1]);
 	release_giver(group, number);
 }
@@ -87,18 +105,7 @@ void pf_giver_charge_range(void *userdata, uint32_t number, int64_t bytes)
 	PfFusionGroup *group = userdata;
 
 	giver_at(group, number)->range_bytes += (uint64_t)bytes;
-	group->range_bytes += (uint64_t)bytes;
-	group->fusion->memory_bytes += (uint64_t)bytes;
 	release_giver(group, number);
-}
-
-bool pf_vm_may_give(const PfFusionVm *vm)
-{
-	uint64_t n_frames = giver_at(vm->group, vm->giver)->n_frames + (uint64_t)vm->n_capturing;
-	uint64_t ranges = (vm->n_capturing + UINT64_C(1)) * PF_LAYOUT_RANGE_BYTES;
-
-	return n_frames < vm->limits.frames && vm->n_given < MAX_GIVEN &&
-	       pf_vm_index_bytes(vm) + ranges <= vm->limits.index_bytes;
 }
 
 void pf_vm_add_candidate(PfFusionVm *vm)
@@ -132,36 +139,68 @@ uint64_t pf_vm_index_bytes(const PfFusionVm *vm)
 	       giver_at(vm->group, vm->giver)->range_bytes;
 }
 
-bool pf_vm_has_index_room(const PfFusionVm *vm)
-{
-	return pf_vm_index_bytes(vm) < vm->limits.index_bytes;
-}
-
-/* With `more` bytes on top. */
-static bool has_memory(const PfFusionVm *vm, uint64_t more)
+/* Whether the memory of all together lets the VM have more. */
+static bool has_share(const PfFusionVm *vm, uint64_t more)
 {
 	const PfFusion *fusion = vm->group->fusion;
-	uint64_t bytes = pf_vm_index_bytes(vm) + more;
+	uint64_t limit = fusion->memory_limit;
+	uint64_t total =
+		fusion->memory_bytes + more + fusion->n_capturing * (uint64_t)PF_LAYOUT_RANGE_BYTES;
 
-	if (bytes >= vm->limits.index_bytes)
-		return false;
-	return fusion->memory_limit == 0 || fusion->memory_bytes + more < fusion->memory_limit ||
-	       bytes <= fusion->memory_limit / fusion->vms->len;
+	if (limit == 0 || total < limit / 2)
+		return true;
+	return total < limit && pf_vm_index_bytes(vm) <= (limit - total) / fusion->vms->len;
 }
 
-bool pf_vm_takes_hint(const PfFusionVm *vm, uint32_t page)
+/* By which pools and tables grow for a page that is new, with a digest that is. module: of its hint; NULL: it has none. */
+static uint64_t page_growth(const PfFusionVm *vm, const PfModule *module)
+{
+	const PfFusionGroup *group = vm->group;
+
+	return pf_pool_growth(&group->pages) + pf_pool_growth(&group->holders) +
+	       pf_pool_growth(&group->entries) + pf_index_growth(&group->digests, 1) +
+	       pf_index_growth(&vm->pages, 1) + pf_index_growth(&vm->holders, 1) +
+	       (module ? pf_index_growth(&module->pages, 1) : 0);
+}
+
+static bool has_memory(const PfFusionVm *vm, const PfModule *module)
+{
+	return pf_vm_index_bytes(vm) < vm->limits.index_bytes &&
+	       has_share(vm, page_growth(vm, module));
+}
+
+bool pf_vm_takes_hint(const PfFusionVm *vm, uint32_t page, const PfModule *module)
 {
 	bool fused = page != 0 && pf_page(vm->group, page)->state == PF_HINT_FUSED;
 
-	return (fused || vm->n_candidates < vm->limits.candidates) && has_memory(vm, 0);
+	return (fused || vm->n_candidates < vm->limits.candidates) && has_memory(vm, module);
+}
+
+bool pf_vm_takes_listed(const PfFusionVm *vm)
+{
+	return pf_vm_index_bytes(vm) < vm->limits.index_bytes &&
+	       has_share(vm, page_growth(vm, NULL) + pf_index_growth(&vm->group->frames, 1));
 }
 
 bool pf_vm_takes_module(const PfFusionVm *vm, uint32_t module_id)
 {
-	uint64_t n = vm->modules->len;
+	uint64_t n = vm->modules->len, more;
 
-	return module_id < n || has_memory(vm, pf_module_table_bytes((uint64_t)module_id + 1) -
-						       pf_module_table_bytes(n));
+	if (module_id < n)
+		return true;
+	more = pf_module_table_bytes((uint64_t)module_id + 1) - pf_module_table_bytes(n);
+	return pf_vm_index_bytes(vm) + more < vm->limits.index_bytes && has_share(vm, more);
+}
+
+bool pf_vm_may_give(const PfFusionVm *vm)
+{
+	uint64_t n_frames = giver_at(vm->group, vm->giver)->n_frames + (uint64_t)vm->n_capturing;
+	uint64_t ranges = (vm->n_capturing + UINT64_C(1)) * PF_LAYOUT_RANGE_BYTES;
+	uint64_t n_more = vm->group->fusion->n_capturing + UINT64_C(1);
+
+	return n_frames < vm->limits.frames && vm->n_given < MAX_GIVEN &&
+	       pf_vm_index_bytes(vm) + ranges <= vm->limits.index_bytes &&
+	       has_share(vm, PF_LAYOUT_RANGE_BYTES + pf_index_growth(&vm->group->frames, n_more));
 }
 
 static uint64_t percent_of(uint64_t whole, uint64_t percent)
@@ -185,6 +224,14 @@ void pf_fusion_set_policy(PfFusionVm *vm, const PfPolicy *policy, uint64_t memor
 	pf_group_readmit(vm->group);
 }
 
+uint64_t pf_fusion_sure_hints(const PfFusionVm *vm)
+{
+	const uint64_t page_bytes =
+		sizeof(PfPage) + sizeof(PfHolder) + sizeof(PfEntry) + UINT64_C(3) * SLOT_BYTES;
+
+	return MIN(vm->limits.candidates, vm->limits.index_bytes / page_bytes);
+}
+
 void pf_fusion_set_memory_limit(PfFusion *fusion, uint64_t bytes)
 {
 	fusion->memory_limit = bytes;
@@ -192,20 +239,16 @@ void pf_fusion_set_memory_limit(PfFusion *fusion, uint64_t bytes)
 
 void pf_fusion_set_capturing(PfFusionVm *vm, bool allowed)
 {
-	PfFusion *fusion = vm->group->fusion;
-
-	fusion->n_not_capturing += vm->capturing;
-	fusion->n_not_capturing -= allowed;
 	vm->capturing = allowed;
 }
 
 static PfFusionQuota quota_now(const PfFusionVm *vm)
 {
-	if (!has_memory(vm, 0))
+	if (!has_memory(vm, NULL))
 		return PF_QUOTA_INDEX;
 	if (vm->n_candidates >= vm->limits.candidates)
 		return PF_QUOTA_CANDIDATES;
-	if (vm->candidates.head != 0 && !pf_vm_may_give(vm))
+	if ((vm->candidates.head != 0 || vm->spare_candidates.head != 0) && !pf_vm_may_give(vm))
 		return PF_QUOTA_FRAMES;
 	return PF_QUOTA_NONE;
 }

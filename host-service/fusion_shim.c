@@ -8,7 +8,11 @@
  * the truth then: what it names is FUSED, whatever it was before, and what it does not name is neither
  * FUSED nor ORDERED. Pages that were listed carry a mark until the end of the list.
  *
- * A list may also name frames of an earlier service. Their bytes are hashed again, and a frame whose
+ * It can say no more than that of frames of our own: what the page was neither FUSED nor ORDERED to, no honest shim maps
+ * there. Else it could name any frame of the store, without having its bytes, and so keep for ever what others gave and
+ * are charged with.
+ *
+ * A list may also name frames of an earlier service, at any page. Their bytes are hashed again, and a frame whose
  * digest has none yet becomes that digest's frame. Else there are two frames with the same bytes: the
  * page has to give up the one that came late, for an index by digest can hold one only.
  *
@@ -26,10 +30,12 @@ static void leave_target(PfFusionVm *vm, uint32_t page)
 {
 	PfPage *p = pf_page(vm->group, page);
 
-	if (p->state == PF_HINT_FUSED)
+	if (p->state == PF_HINT_FUSED) {
 		pf_entry_unmap(vm, page);
-	else
+	} else {
 		pf_entry_answered(vm->group, p->target);
+		vm->n_ordered--;
+	}
 	p->listed = 0;
 }
 
@@ -63,14 +69,16 @@ static bool has_target(const PfFusionVm *vm, uint32_t page)
 
 void pf_vm_forget_mappings(PfFusionVm *vm)
 {
-	g_autoptr(GArray) pages = pf_vm_pages(vm);
+	g_autoptr(GArray) pages = NULL;
 
+	/* A shim may say as often as it likes that it maps nothing. */
+	if (vm->stats.fused == 0 && vm->n_ordered == 0)
+		return;
+	pages = pf_vm_pages(vm, has_target);
 	for (guint i = 0; i < pages->len; i++) {
 		uint32_t page = g_array_index(pages, uint32_t, i);
 		PfPage *p = pf_page(vm->group, page);
 
-		if (!has_target(vm, page))
-			continue;
 		if (p->state == PF_HINT_FUSED)
 			p->since = (uint64_t)vm->group->fusion->now_us;
 		leave_target(vm, page);
@@ -129,15 +137,13 @@ void pf_fusion_list_begin(PfFusionVm *vm)
 	vm->shim = PF_VM_SHIM_LISTING;
 }
 
-/* The entry that has the frame, or gets it now as one of an earlier service; 0: it has to be released. */
-static uint32_t entry_of_frame(
+/* The entry that gets the frame now, as one of an earlier service; 0: it has to be released. */
+static uint32_t adopt_frame(
 	PfFusionGroup *group, uint64_t frame, PfFrameDigest digest_of, void *userdata)
 {
-	uint32_t entry = pf_frame_find(group, frame);
 	PfDigest digest;
+	uint32_t entry;
 
-	if (entry != 0)
-		return entry;
 	if (frame < PF_STORE_FIRST_FRAME || frame >= group->first_own)
 		return 0;
 	if (!digest_of(userdata, (PfFrame){frame}, &digest))
@@ -147,6 +153,13 @@ static uint32_t entry_of_frame(
 		return 0;
 	pf_entry_framed(group, entry, (uint32_t)frame, NULL);
 	return entry;
+}
+
+/* Then nothing new has to be remembered. */
+static bool is_target(const PfFusionVm *vm, uint32_t page, uint32_t entry)
+{
+	return page != 0 && entry != 0 && has_target(vm, page) &&
+	       pf_page(vm->group, page)->target == entry;
 }
 
 static void page_listed(PfFusionVm *vm, uint32_t page, uint32_t entry)
@@ -171,9 +184,12 @@ int pf_fusion_listed(PfFusionVm *vm, PfGfn gfn, PfFrame frame, PfFrameDigest dig
 	if (gfn.v >> PF_GFN_BITS)
 		return 1;
 	page = pf_page_find(vm, gfn.v);
-	if (page == 0 && !pf_vm_has_index_room(vm))
-		return 1;
-	entry = entry_of_frame(vm->group, frame.v, digest_of, userdata);
+	entry = pf_frame_find(vm->group, frame.v);
+	if (!is_target(vm, page, entry) &&
+		(frame.v >= vm->group->first_own || !pf_vm_takes_listed(vm)))
+		entry = 0;
+	else if (entry == 0)
+		entry = adopt_frame(vm->group, frame.v, digest_of, userdata);
 	if (entry != 0) {
 		page_listed(vm, page != 0 ? page : pf_page_add(vm, gfn.v), entry);
 		return 0;

@@ -5,23 +5,11 @@
  * an earlier service has left it one: kept by systemd (the descriptor store), or by a shim that sends it back. It ends
  * with the last VM of the group.
  */
+#include "host-service/keeper.h"
 #include "host-service/store.h"
 
 typedef struct PfGroups PfGroups;
 typedef struct PfGroup PfGroup;
-
-/* Whoever keeps stores over a restart of the service, by name; the descriptor stays the caller's. */
-typedef struct PfGroupsKeeper {
-	void (*keep)(void *userdata, const char *name, int fd);
-	void (*drop)(void *userdata, const char *name);
-	void *userdata;
-} PfGroupsKeeper;
-
-/* What an earlier service has had kept; it may be anything. */
-typedef struct PfKeptStore {
-	char *name;
-	int fd;
-} PfKeptStore;
 
 /* keeper (copied): NULL when there is nobody. The descriptors of kept are consumed. */
 PfGroups *pf_groups_new(const PfGroupsKeeper *keeper, const PfKeptStore *kept, size_t n_kept);

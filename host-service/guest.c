@@ -3,14 +3,19 @@
  * Theory of operation
  *
  * The broker opens the channel, and opens it again a moment after it broke. Each session begins
- * with the RAM that the agent reports; the broker is asked where it lies in QEMU, again with growing
- * pauses while it does not know, because no page can be fused before. What fails is tried again as
- * long as the VM lives; it is logged when the reason is another than before, and is the VM's reason
- * until it works.
+ * with the RAM that the agent reports; the broker is asked where it lies in QEMU, because no page can
+ * be fused before: again while it does not know, and when the agent reports other RAM. An answer costs
+ * up to two calls of QEMU's monitor a range, and may take for ever, so there is one question at a
+ * time, and the pauses between them grow, whatever they are asked for, until none was needed for a
+ * while. What fails is tried again as long as the VM lives; it is logged when the reason is another
+ * than before, and is the VM's reason until it works.
  *
  * Reading is paced: whatever the guest sends is charged to the VM's quota, a slice of READ_SIZE at a time, so that VMs
  * take turns. When the quota says so nothing is read for a while; what the guest has sent waits in the socket, and the
  * guest in its write. Nothing is lost by that. A pause ends early only with the channel.
+ *
+ * Bytes are all that the channel carries. Descriptors come from a QEMU that means harm: the channel is closed for a while,
+ * and for longer if it still holds up the closing of those that it has sent.
  */
 #include "host-service/guest.h"
 #include "common/log.h"
@@ -26,7 +31,9 @@
 #define REOPEN_FLOOD_S 10
 #define LOCATE_FIRST_S 2
 #define LOCATE_LAST_S  60
-#define READ_SIZE      65536
+#define LOCATE_CALM_S                                                                              \
+	(2 * LOCATE_LAST_S) /* no question for so long: the next pause is the first again */
+#define READ_SIZE 65536
 
 struct PfGuest {
 	int refs; /* one for the owner, one for each answer of the broker that is awaited */
@@ -36,6 +43,7 @@ struct PfGuest {
 	char *uuid, *name;
 	guint64 memory_pages; /* what the VM can have at most */
 	PfQuota *quota;
+	PfCloser *closer; /* of what QEMU sends */
 	PfLogLimit *log;
 	const PfGuestEvents *events;
 	void *userdata;
@@ -48,6 +56,8 @@ struct PfGuest {
 	uint64_t named;      /* pages in the slice that is being read; what else costs hints too */
 	char *channel_error; /* why it was not opened the last time; NULL: it was */
 
+	gboolean has_reported; /* all of it, in this session */
+	uint64_t n_hints;      /* pages, in this session; one that is hinted twice counts twice */
 	char *agent_version, *kernel;
 	uint32_t page_size;     /* of the guest; 0: no agent was heard of */
 	guint64 reported_pages; /* RAM by its own account */
@@ -55,9 +65,12 @@ struct PfGuest {
 	PfGuestRange ranges[PF_SESSION_MAX_RAM_RANGES];
 	PfHva hvas[PF_SESSION_MAX_RAM_RANGES];
 	size_t n_ranges;
-	guint question; /* number of the newest question for hvas: older answers are void */
-	gboolean located;
+	guint question;  /* number of the newest question for hvas: older answers are void */
+	gboolean asking; /* the broker owes an answer, void or not */
+	gboolean located,
+		to_locate; /* it is; it is to be, and an answer that is awaited may be void */
 	guint locate_source, locate_pause_s;
+	gint64 located_us;  /* when the newest question was asked or answered */
 	char *locate_error; /* why it was not located the last time; NULL: not asked, or it was */
 };
 
@@ -92,22 +105,40 @@ typedef struct Question {
 	guint number;
 } Question;
 
-static void locate(PfGuest *guest);
+static void ask(PfGuest *guest);
 
-static gboolean on_locate_again(gpointer userdata)
+static gboolean on_locate(gpointer userdata)
 {
 	PfGuest *guest = userdata;
 
 	guest->locate_source = 0;
-	locate(guest);
+	ask(guest);
 	return G_SOURCE_REMOVE;
+}
+
+/* As soon as it may be asked. */
+static void locate(PfGuest *guest)
+{
+	gint64 idle_us = g_get_monotonic_time() - guest->located_us, wait_us;
+
+	guest->to_locate = TRUE;
+	if (guest->asking || guest->locate_source)
+		return;
+	if (idle_us > LOCATE_CALM_S * G_USEC_PER_SEC)
+		guest->locate_pause_s = 0;
+	wait_us = guest->locate_pause_s * G_USEC_PER_SEC - idle_us;
+	if (wait_us > 0)
+		guest->locate_source = g_timeout_add((guint)(wait_us / 1000 + 1), on_locate, guest);
+	else
+		ask(guest);
 }
 
 static void stop_locating(PfGuest *guest)
 {
 	g_clear_handle_id(&guest->locate_source, g_source_remove);
+	/* Also at the guest's end: no answer is taken after it. */
 	guest->question++;
-	guest->locate_pause_s = LOCATE_FIRST_S;
+	guest->to_locate = FALSE;
 }
 
 static void not_located(PfGuest *guest, const char *why)
@@ -116,8 +147,6 @@ static void not_located(PfGuest *guest, const char *why)
 		g_strdup_printf("the guest's RAM cannot be found in QEMU: %s", why);
 
 	complain(guest, &guest->locate_error, reason);
-	guest->locate_source = g_timeout_add_seconds(guest->locate_pause_s, on_locate_again, guest);
-	guest->locate_pause_s = MIN(guest->locate_pause_s * 2, LOCATE_LAST_S);
 }
 
 /* Takes what the broker knows. Ranges that it does not know have hva 0; one that it knows is enough
@@ -144,8 +173,11 @@ static void on_located(GObject *source, GAsyncResult *result, gpointer userdata)
 	size_t n = 0;
 	gboolean answered = pf_broker_translate_finish(result, &hvas, &n, &error);
 
-	if (!guest->closed && question->number == guest->question) {
+	guest->asking = FALSE;
+	guest->located_us = g_get_monotonic_time();
+	if (question->number == guest->question) {
 		guest->located = answered && take_hvas(guest, hvas, n);
+		guest->to_locate = !guest->located;
 		if (guest->located)
 			g_clear_pointer(&guest->locate_error, g_free);
 		else
@@ -153,13 +185,18 @@ static void on_located(GObject *source, GAsyncResult *result, gpointer userdata)
 				answered ? "none of it lies there in one piece" : error->message);
 		guest->events->changed(guest->userdata);
 	}
+	if (guest->to_locate)
+		locate(guest);
 	unref(guest);
 }
 
-static void locate(PfGuest *guest)
+static void ask(PfGuest *guest)
 {
 	Question *question = g_new(Question, 1);
 
+	guest->asking = TRUE;
+	guest->located_us = g_get_monotonic_time();
+	guest->locate_pause_s = CLAMP(guest->locate_pause_s * 2, LOCATE_FIRST_S, LOCATE_LAST_S);
 	guest->refs++;
 	*question = (Question){guest, ++guest->question};
 	pf_broker_translate(
@@ -234,6 +271,14 @@ static guint64 n_pages(const PfGuestInfo *info)
 	return n;
 }
 
+static uint64_t n_hinted(const PfGuest *guest)
+{
+	PfFusionVmStats stats;
+
+	pf_fusion_vm_stats(guest->fusion, &stats);
+	return stats.hinted;
+}
+
 static void on_started(void *userdata, const PfGuestInfo *info)
 {
 	PfGuest *guest = userdata;
@@ -244,6 +289,8 @@ static void on_started(void *userdata, const PfGuestInfo *info)
 	pf_log_limited(
 		guest->log, PF_LOG_INFO, "agent %s on Linux %s", info->agent_version, info->kernel);
 	pf_fusion_session_started(guest->fusion);
+	guest->has_reported = FALSE;
+	guest->n_hints = 0;
 	/* It asks the broker, and may release everything. */
 	guest->named += pf_quota_session_hints(guest->quota);
 	guest->reported_pages = n_pages(info);
@@ -264,14 +311,6 @@ static void on_started(void *userdata, const PfGuestInfo *info)
 	guest->events->changed(guest->userdata);
 }
 
-static uint64_t n_hinted(const PfGuest *guest)
-{
-	PfFusionVmStats stats;
-
-	pf_fusion_vm_stats(guest->fusion, &stats);
-	return stats.hinted;
-}
-
 static void on_module(void *userdata, uint32_t module_id, const PfModuleInfo *info)
 {
 	PfGuest *guest = userdata;
@@ -287,6 +326,7 @@ static void on_hints(void *userdata, uint32_t module_id, uint64_t file_page, PfG
 	PfGuest *guest = userdata;
 
 	guest->named += count;
+	guest->n_hints += count;
 	/* Hints cost memory by the page: no more than the VM has. */
 	if (!guest->lies)
 		pf_fusion_hints(guest->fusion, module_id, file_page, gfn, count, digests,
@@ -308,6 +348,7 @@ static void on_reported(void *userdata, uint64_t n_modules, uint64_t n_pages)
 {
 	PfGuest *guest = userdata;
 
+	guest->has_reported = TRUE;
 	pf_debug("%s: reported %" G_GUINT64_FORMAT " pages of %" G_GUINT64_FORMAT " modules",
 		guest->name, n_pages, n_modules);
 }
@@ -320,7 +361,7 @@ static uint64_t new_session_id(void *userdata)
 
 	while (id == 0)
 		if (getrandom(&id, sizeof id, 0) != sizeof id)
-			id = ((uint64_t)g_random_int() << 32) | g_random_int();
+			g_error("the kernel has no random numbers: %s", g_strerror(errno));
 	return id;
 }
 
@@ -388,8 +429,7 @@ static gboolean on_writable(gint fd, GIOCondition condition, gpointer userdata)
 	return guest->write_source ? G_SOURCE_CONTINUE : G_SOURCE_REMOVE;
 }
 
-/* QEMU is at the other end, and might send descriptors that nobody wants. */
-static ssize_t receive(int fd, void *data, size_t size)
+static ssize_t receive(PfGuest *guest, void *data, size_t size, unsigned *n_fds)
 {
 	PfReceivedFds control;
 	struct iovec part = {data, size};
@@ -397,10 +437,9 @@ static ssize_t receive(int fd, void *data, size_t size)
 		.msg_iovlen = 1,
 		.msg_control = &control,
 		.msg_controllen = sizeof control};
-	ssize_t n = recvmsg(fd, &message, MSG_CMSG_CLOEXEC);
+	ssize_t n = recvmsg(guest->channel, &message, MSG_CMSG_CLOEXEC);
 
-	if (n >= 0)
-		pf_received_fds_drop(&message);
+	*n_fds = n >= 0 ? pf_received_fds_drop(&message, guest->closer) : 0;
 	return n;
 }
 
@@ -408,7 +447,8 @@ static ssize_t receive(int fd, void *data, size_t size)
 static guint feed(PfGuest *guest, size_t *size)
 {
 	uint8_t data[READ_SIZE];
-	ssize_t n = receive(guest->channel, data, sizeof data);
+	unsigned n_fds;
+	ssize_t n = receive(guest, data, sizeof data, &n_fds);
 	int result;
 
 	if (n < 0 && (errno == EAGAIN || errno == EINTR))
@@ -416,6 +456,12 @@ static guint feed(PfGuest *guest, size_t *size)
 	if (n <= 0)
 		return REOPEN_S;
 	*size = (size_t)n;
+	if (n_fds > 0) {
+		pf_log_limited(guest->log, PF_LOG_WARNING,
+			"its QEMU sends descriptors on the guest channel, which is closed for %d s",
+			REOPEN_FLOOD_S);
+		return REOPEN_FLOOD_S;
+	}
 	result = pf_session_feed(guest->session, data, (size_t)n);
 	if (result != PF_SESSION_OK) {
 		pf_log_limited(guest->log, PF_LOG_WARNING,
@@ -474,8 +520,11 @@ static gboolean on_readable(gint fd, GIOCondition condition, gpointer userdata)
 	return G_SOURCE_CONTINUE;
 }
 
-static void begin_session(PfGuest *guest)
+void pf_guest_begin_session(PfGuest *guest)
 {
+	if (guest->channel < 0)
+		return;
+	guest->has_reported = FALSE;
 	pf_session_open(guest->session);
 	if (!flush(guest))
 		reopen_later(guest, REOPEN_S);
@@ -499,7 +548,7 @@ static void on_opened(GObject *source, GAsyncResult *result, gpointer userdata)
 		guest->channel = fd;
 		guest->read_source =
 			g_unix_fd_add(fd, G_IO_IN | G_IO_HUP | G_IO_ERR, on_readable, guest);
-		begin_session(guest);
+		pf_guest_begin_session(guest);
 	}
 	unref(guest);
 }
@@ -508,6 +557,10 @@ static void open_channel(PfGuest *guest)
 {
 	if (!guest->available || guest->opening || guest->channel >= 0)
 		return;
+	if (pf_closer_n_pending(guest->closer) > PF_RECEIVED_FDS_MAX_PENDING) {
+		reopen_later(guest, REOPEN_S);
+		return;
+	}
 	guest->opening = TRUE;
 	guest->refs++;
 	pf_broker_open_channel(guest->broker, guest->uuid, on_opened, guest);
@@ -531,8 +584,7 @@ void pf_guest_update(PfGuest *guest, const PfDomain *domain)
 	/* What the agent was not believed may be the truth now; it has to say it again. */
 	if (guest->lies && guest->reported_pages <= guest->memory_pages) {
 		guest->lies = FALSE;
-		if (guest->channel >= 0)
-			begin_session(guest);
+		pf_guest_begin_session(guest);
 	}
 }
 
@@ -546,12 +598,12 @@ PfGuest *pf_guest_new(PfBroker *broker, PfFusionVm *fusion, const PfDomain *doma
 	guest->fusion = fusion;
 	guest->uuid = g_strdup(domain->uuid);
 	guest->name = g_strdup(domain->name);
-	guest->locate_pause_s = LOCATE_FIRST_S;
 	guest->quota = quota;
 	guest->log = log;
 	guest->events = events;
 	guest->userdata = userdata;
 	guest->channel = -1;
+	guest->closer = pf_closer_new();
 	guest->agent_version = g_strdup("");
 	guest->kernel = g_strdup("");
 	guest->session = pf_session_new(&sink, guest, new_session_id);
@@ -565,7 +617,23 @@ void pf_guest_free(PfGuest *guest)
 	guest->closed = TRUE;
 	set_channel(guest, FALSE);
 	g_clear_pointer(&guest->session, pf_session_free);
+	g_clear_pointer(&guest->closer, pf_closer_free);
 	unref(guest);
+}
+
+PfCloser *pf_guest_closer(const PfGuest *guest)
+{
+	return guest->closer;
+}
+
+gboolean pf_guest_has_reported(const PfGuest *guest)
+{
+	return guest->has_reported;
+}
+
+uint64_t pf_guest_n_hints(const PfGuest *guest)
+{
+	return guest->n_hints;
 }
 
 gboolean pf_guest_located(const PfGuest *guest)
@@ -595,6 +663,11 @@ const char *pf_guest_reason(const PfGuest *guest)
 		return guest->locate_error ? guest->locate_error
 					   : "the guest's RAM was not found in QEMU yet";
 	return NULL;
+}
+
+const char *pf_guest_uuid(const PfGuest *guest)
+{
+	return guest->uuid;
 }
 
 const char *pf_guest_agent_version(const PfGuest *guest)

@@ -5,6 +5,7 @@
  * session, whose hints go to fusion, and where the RAM that it reported lies in QEMU.
  */
 #include "host-service/broker.h"
+#include "host-service/closer.h"
 #include "host-service/fusion.h"
 #include "host-service/log_limit.h"
 #include "host-service/quota.h"
@@ -29,6 +30,16 @@ void pf_guest_free(PfGuest *guest);
  * channel. */
 void pf_guest_update(PfGuest *guest, const PfDomain *domain);
 
+/* Whether the agent has reported everything in this session, and how many pages it has hinted in it, also again. */
+gboolean pf_guest_has_reported(const PfGuest *guest);
+uint64_t pf_guest_n_hints(const PfGuest *guest);
+
+/* A new session, if the channel is open: what was hinted is void then, and the agent reports everything once more. */
+void pf_guest_begin_session(PfGuest *guest);
+
+/* For descriptors that this VM's QEMU sends, by whatever way. */
+PfCloser *pf_guest_closer(const PfGuest *guest);
+
 /* Whether orders for this guest's pages can be translated. */
 gboolean pf_guest_located(const PfGuest *guest);
 
@@ -45,6 +56,9 @@ uint64_t pf_guest_n_pages(const PfGuest *guest);
 /* Why this guest's pages cannot be fused, a sentence that is valid until the next main loop
  * iteration; NULL when they can. */
 const char *pf_guest_reason(const PfGuest *guest);
+
+/* Of its domain. */
+const char *pf_guest_uuid(const PfGuest *guest);
 
 /* As the agent said it, empty before. */
 const char *pf_guest_agent_version(const PfGuest *guest);

@@ -1,14 +1,15 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
  * Losses stand in one queue with the runs that were listed: a page may be lost as soon as it has been listed, and must
- * not be taken as fused after that.
+ * not be taken as fused after that. The queue is worked off while it comes, and when it is full the shim is not read from
+ * until there is room again: so a list costs the same memory whatever its length, and no VM has to wait for another's.
  */
 #include "host-service/listing.h"
 #include <string.h>
 
 #define PAGES_A_STEP 1024u
-#define MAX_EVENTS   (1u << 22) /* 96 MiB: 16 GiB in runs of one page */
-#define SPARE_PAGES  65536u     /* beside all pages of the guest, each listed and lost */
+#define FULL_EVENTS  8192u  /* 768 KiB, with one message more and what was worked off before */
+#define SPARE_PAGES  65536u /* beside all pages of the guest, each listed and lost */
 #define MAX_REFUSED  ((PF_SHIM_MAX_MESSAGE - sizeof(PfShimHeader)) / sizeof(PfShimRange))
 
 typedef struct Event {
@@ -59,7 +60,7 @@ static gboolean add(
 {
 	Event event = {hva, frame, n_pages, loss};
 
-	if (listing->events->len == MAX_EVENTS || n_pages > listing->room)
+	if (n_pages > listing->room)
 		return FALSE;
 	listing->room -= n_pages;
 	g_array_append_val(listing->events, event);
@@ -130,6 +131,20 @@ static void lose_page(PfListing *listing, const Event *event, uint32_t page, int
 		pf_fusion_lost(listing->fusion, gfn, frame, 1, (PfShimLoss)event->loss, now_us);
 }
 
+gboolean pf_listing_is_full(const PfListing *listing)
+{
+	return listing->events->len - listing->next >= FULL_EVENTS;
+}
+
+/* The queue gets shorter by half at least, so each event is moved twice at most. */
+static void forget_done(PfListing *listing)
+{
+	if (listing->next < listing->events->len - listing->next)
+		return;
+	g_array_remove_range(listing->events, 0, listing->next);
+	listing->next = 0;
+}
+
 gboolean pf_listing_step(PfListing *listing)
 {
 	int64_t now_us = g_get_monotonic_time();
@@ -146,7 +161,8 @@ gboolean pf_listing_step(PfListing *listing)
 			listing->done = 0;
 		}
 	}
-	return listing->next < listing->events->len;
+	forget_done(listing);
+	return listing->events->len > 0;
 }
 
 const PfShimRange *pf_listing_refused(const PfListing *listing, size_t *n)

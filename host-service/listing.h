@@ -2,7 +2,7 @@
 #pragma once
 /*
  * What a shim has fused already, taken over from its list. Frames that nobody here knows are read from the store and
- * hashed, so it is done a slice at a time.
+ * hashed, so it is done a slice at a time, beginning with the first that comes.
  */
 #include "common/digest.h"
 #include "host-service/fusion.h"
@@ -19,7 +19,10 @@ void pf_listing_free(PfListing *listing);
 gboolean pf_listing_add(PfListing *listing, const PfShimRun *runs, size_t n);
 gboolean pf_listing_add_lost(PfListing *listing, const PfShimLost *lost, size_t n);
 
-/* Takes some of it over; FALSE: all is done. */
+/* Nothing should be added before some of it was taken over. */
+gboolean pf_listing_is_full(const PfListing *listing);
+
+/* Takes some of it over; FALSE: all is done that was added so far. */
 gboolean pf_listing_step(PfListing *listing);
 
 /* Pages that cannot be taken over and have to be released. *n 0: none. NULL: too many for one message. */

@@ -4,6 +4,7 @@
 #include "host-service/config.h"
 #include "host-service/host_features.h"
 #include "host-service/processes.h"
+#include "host-service/service_process.h"
 #include <errno.h>
 #include <glib/gstdio.h>
 #include <pagefusion-version.h>
@@ -16,9 +17,9 @@
 static struct {
 	char *config, *user, *uri, *run_dir, *shim;
 	PfThp thp; /* PF_THP_DEFAULT: as the configuration says */
-	int broker_fd, revoke_delay_ms;
+	int service_fd, broker_fd, revoke_delay_ms;
 	gboolean debug, no_bus, version;
-} options = {.thp = PF_THP_DEFAULT, .broker_fd = -1, .revoke_delay_ms = -1};
+} options = {.thp = PF_THP_DEFAULT, .service_fd = -1, .broker_fd = -1, .revoke_delay_ms = -1};
 
 static gboolean parse_thp(const char *option, const char *name, gpointer data, GError **error)
 {
@@ -45,6 +46,9 @@ static const GOptionEntry entries[] = {
 		"POLICY"},
 	{"debug", 0, 0, G_OPTION_ARG_NONE, &options.debug, "log more", NULL},
 	{"version", 0, 0, G_OPTION_ARG_NONE, &options.version, "print the version and exit", NULL},
+	/* How this program starts itself as the service's process. */
+	{PF_SERVICE_PROCESS_OPTION, 0, G_OPTION_FLAG_HIDDEN, G_OPTION_ARG_INT, &options.service_fd,
+		NULL, "FD"},
 	/* For tests: a broker that runs already, no name on the bus, and another wait after a
 	 * revoke. */
 	{"broker-fd", 0, G_OPTION_FLAG_HIDDEN, G_OPTION_ARG_INT, &options.broker_fd, NULL, "FD"},
@@ -88,6 +92,7 @@ static gboolean run(GError **error)
 		.broker = {options.uri ? options.uri : "qemu:///system", shim, socket_path},
 		.config = config,
 		.fusion = PF_FUSION_DEFAULTS,
+		.debug = options.debug,
 		.broker_fd = options.broker_fd,
 		.no_bus = options.no_bus,
 	};
@@ -117,6 +122,8 @@ int main(int argc, char **argv)
 		puts("pagefusiond " PF_VERSION);
 		return EXIT_SUCCESS;
 	}
+	if (options.service_fd >= 0)
+		return pf_service_process_run(options.service_fd);
 	if (options.debug)
 		pf_log_set_level(PF_LOG_DEBUG);
 	if (run(&error))

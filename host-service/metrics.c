@@ -262,26 +262,26 @@ static uint64_t sum_refused(const PfFusionVmStats *stats)
 /* What the shim counts: without one that is connected nobody does. */
 static gboolean shim_value(PfMetricId id, const PfVmView *vm, uint64_t *value)
 {
-	if (!vm->shim_connected)
+	if (!vm->figures.shim_connected)
 		return FALSE;
 	switch (id) {
 	case PF_METRIC_VM_BUSY:
-		*value = vm->shim.busy_pages;
+		*value = vm->figures.shim.busy_pages;
 		return TRUE;
 	case PF_METRIC_VM_DISCARDED:
-		*value = vm->shim.discarded_pages;
+		*value = vm->figures.shim.discarded_pages;
 		return TRUE;
 	case PF_METRIC_VM_WRITTEN:
-		*value = vm->shim.written_pages;
+		*value = vm->figures.shim.written_pages;
 		return TRUE;
 	case PF_METRIC_VM_WAYS_OUT:
-		*value = vm->shim.ways_out;
+		*value = vm->figures.shim.ways_out;
 		return TRUE;
 	case PF_METRIC_VM_MAPS:
-		*value = vm->shim.maps;
+		*value = vm->figures.shim.maps;
 		return TRUE;
 	case PF_METRIC_VM_MAPS_BUDGET:
-		*value = vm->shim.maps_budget;
+		*value = vm->figures.shim.maps_budget;
 		return TRUE;
 	default:
 		return FALSE;
@@ -294,28 +294,28 @@ gboolean pf_metric_vm_value(PfMetricId id, const PfVmView *vm, uint64_t *value)
 		return FALSE;
 	switch (id) {
 	case PF_METRIC_VM_SHARED:
-		*value = vm->stats.shared * KIB_PER_PAGE;
+		*value = vm->figures.stats.shared * KIB_PER_PAGE;
 		return TRUE;
 	case PF_METRIC_VM_HINTED:
-		*value = vm->stats.hinted;
+		*value = vm->figures.stats.hinted;
 		return TRUE;
 	case PF_METRIC_VM_FUSED:
-		*value = vm->stats.fused;
+		*value = vm->figures.stats.fused;
 		return TRUE;
 	case PF_METRIC_VM_REVOKED:
-		*value = vm->stats.revoked;
+		*value = vm->figures.stats.revoked;
 		return TRUE;
 	case PF_METRIC_VM_REFUSED:
-		*value = sum_refused(&vm->stats);
+		*value = sum_refused(&vm->figures.stats);
 		return TRUE;
 	case PF_METRIC_VM_OVER_QUOTA:
-		*value = vm->stats.over_quota;
+		*value = vm->figures.stats.over_quota;
 		return TRUE;
 	case PF_METRIC_VM_PAUSED:
-		*value = vm->paused_ms;
+		*value = vm->figures.paused_ms;
 		return TRUE;
 	case PF_METRIC_VM_RUNS:
-		*value = vm->stats.runs;
+		*value = vm->figures.stats.runs;
 		return TRUE;
 	default:
 		return shim_value(id, vm, value);

@@ -3,6 +3,9 @@
  * At most MAX_ORDERS are with the shim at once, so that each has its place in the socket; one CAPTURE among them,
  * because captures share the staging memfd. Fusion has no way to take an order back, so a capture that finds another
  * one under way is held until that is answered.
+ *
+ * A shim answers in the order in which it was asked, and has to: one that could answer the others, with new ones coming
+ * all the time, would never have to give the capture back that it was asked for first.
  */
 #include "host-service/orders.h"
 #include <errno.h>
@@ -15,9 +18,10 @@
 #define MAX_ORDERS 4
 
 typedef struct Outstanding {
-	uint64_t id; /* 0: a free place */
+	uint64_t id;
 	PfOrderType type;
 	uint32_t n_pages;
+	gint64 sent_us;
 } Outstanding;
 
 struct PfOrders {
@@ -26,7 +30,8 @@ struct PfOrders {
 	PfHasher *hasher;
 	PfLogLimit *log;
 	int staging;
-	Outstanding sent[MAX_ORDERS];
+	Outstanding sent[MAX_ORDERS]; /* the oldest first */
+	unsigned n_sent;
 	PfOrder *held;     /* room for one order of fusion's */
 	gboolean has_held; /* it is a capture that waits for the staging memfd */
 };
@@ -76,29 +81,18 @@ int pf_orders_staging(const PfOrders *orders)
 void pf_orders_reset(PfOrders *orders)
 {
 	orders->has_held = FALSE;
-	memset(orders->sent, 0, sizeof orders->sent);
-}
-
-static Outstanding *find_order(PfOrders *orders, uint64_t id)
-{
-	for (size_t i = 0; i < MAX_ORDERS; i++)
-		if (orders->sent[i].id == id)
-			return &orders->sent[i];
-	return NULL;
+	orders->n_sent = 0;
 }
 
 gboolean pf_orders_are_out(const PfOrders *orders)
 {
-	for (size_t i = 0; i < MAX_ORDERS; i++)
-		if (orders->sent[i].id != 0)
-			return TRUE;
-	return FALSE;
+	return orders->n_sent > 0;
 }
 
 gboolean pf_orders_capture_is_out(const PfOrders *orders)
 {
-	for (size_t i = 0; i < MAX_ORDERS; i++)
-		if (orders->sent[i].id != 0 && orders->sent[i].type == PF_ORDER_CAPTURE)
+	for (unsigned i = 0; i < orders->n_sent; i++)
+		if (orders->sent[i].type == PF_ORDER_CAPTURE)
 			return TRUE;
 	return FALSE;
 }
@@ -138,9 +132,8 @@ static void send_capture(const PfOrders *orders, PfShimLink *shim, const PfOrder
 void pf_orders_pump(PfOrders *orders, PfShimLink *shim)
 {
 	const PfOrder *order = orders->held;
-	Outstanding *place;
 
-	while ((place = find_order(orders, 0))) {
+	while (orders->n_sent < MAX_ORDERS) {
 		if (!orders->has_held &&
 			!pf_fusion_next_order(orders->fusion, orders->held, g_get_monotonic_time()))
 			return;
@@ -148,7 +141,8 @@ void pf_orders_pump(PfOrders *orders, PfShimLink *shim)
 			order->type == PF_ORDER_CAPTURE && pf_orders_capture_is_out(orders);
 		if (orders->has_held)
 			return;
-		*place = (Outstanding){order->id, order->type, order->n_pages};
+		orders->sent[orders->n_sent++] = (Outstanding){
+			order->id, order->type, order->n_pages, g_get_monotonic_time()};
 		if (order->type == PF_ORDER_CAPTURE)
 			send_capture(orders, shim, order);
 		else
@@ -156,14 +150,18 @@ void pf_orders_pump(PfOrders *orders, PfShimLink *shim)
 	}
 }
 
-/* The order that an answer is for, and no other kind; its place is free then. */
-static gboolean end_order(PfOrders *orders, uint64_t id, PfOrderType type, uint32_t n_pages)
+/* The order that an answer is for: the oldest, and no other kind. FALSE: it is not. Its place is free then. */
+static gboolean end_order(
+	PfOrders *orders, uint64_t id, PfOrderType type, uint32_t n_pages, gint64 *sent_us)
 {
-	Outstanding *order = id != 0 ? find_order(orders, id) : NULL;
+	const Outstanding *order = &orders->sent[0];
 
-	if (!order || order->type != type || order->n_pages != n_pages)
+	if (orders->n_sent == 0 || order->id != id || order->type != type ||
+		order->n_pages != n_pages)
 		return FALSE;
-	*order = (Outstanding){0};
+	*sent_us = order->sent_us;
+	orders->n_sent--;
+	memmove(&orders->sent[0], &orders->sent[1], orders->n_sent * sizeof orders->sent[0]);
 	return TRUE;
 }
 
@@ -184,17 +182,19 @@ static bool publish(void *userdata, uint32_t page, PfFrame frame)
 	return error == 0;
 }
 
-gboolean pf_orders_captured(
-	PfOrders *orders, PfStore *store, uint64_t id, const uint8_t *answer, uint32_t n_pages)
+gboolean pf_orders_captured(PfOrders *orders, PfStore *store, uint64_t id, const uint8_t *answer,
+	uint32_t n_pages, PfOrdersCapture *what)
 {
 	static uint8_t pages[PF_SHIM_MAX_CAPTURE][PF_PAGE_SIZE];
 	uint8_t results[PF_SHIM_MAX_CAPTURE];
 	PfDigest digests[PF_SHIM_MAX_CAPTURE];
 	Captured captured = {store, orders->log, pages};
-	PfCapture capture = {results, digests, publish, &captured};
+	PfCapture capture = {results, digests, publish, &captured, &what->n_not_given};
+	gint64 sent_us;
 
-	if (!end_order(orders, id, PF_ORDER_CAPTURE, n_pages))
+	if (!end_order(orders, id, PF_ORDER_CAPTURE, n_pages, &sent_us))
 		return FALSE;
+	*what = (PfOrdersCapture){.took_us = g_get_monotonic_time() - sent_us};
 	/* Our copy is hashed, and our copy is published: what QEMU does to the staging memfd
 	 * meanwhile is its own affair. */
 	for (uint32_t i = 0; i < n_pages; i++) {
@@ -212,6 +212,8 @@ gboolean pf_orders_captured(
 
 gboolean pf_orders_fused(PfOrders *orders, uint64_t id, const uint8_t *results, uint32_t n_pages)
 {
-	return end_order(orders, id, PF_ORDER_FUSE, n_pages) &&
+	gint64 sent_us;
+
+	return end_order(orders, id, PF_ORDER_FUSE, n_pages, &sent_us) &&
 	       pf_fusion_fused(orders->fusion, id, n_pages, results, g_get_monotonic_time()) == 0;
 }

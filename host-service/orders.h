@@ -31,7 +31,16 @@ gboolean pf_orders_capture_is_out(const PfOrders *orders);
 /* The shim is gone: nothing of it will be answered. */
 void pf_orders_reset(PfOrders *orders);
 
-/* Its answers; FALSE: that was not asked, so the shim has to go. Frames are written to the store. */
-gboolean pf_orders_captured(
-	PfOrders *orders, PfStore *store, uint64_t id, const uint8_t *answer, uint32_t n_pages);
+/* How a capture went: how long the answer took, and how many pages had not the bytes that were asked for, or none. */
+typedef struct PfOrdersCapture {
+	gint64 took_us;
+	uint32_t n_not_given;
+} PfOrdersCapture;
+
+/*
+ * Its answers, in the order in which it was asked; FALSE: that is not the next one, so the shim has to go. Frames are
+ * written to the store.
+ */
+gboolean pf_orders_captured(PfOrders *orders, PfStore *store, uint64_t id, const uint8_t *answer,
+	uint32_t n_pages, PfOrdersCapture *what);
 gboolean pf_orders_fused(PfOrders *orders, uint64_t id, const uint8_t *results, uint32_t n_pages);

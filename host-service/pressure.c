@@ -14,6 +14,7 @@
  */
 #include "host-service/pressure.h"
 #include "common/log.h"
+#include "host-service/source.h"
 #include <errno.h>
 #include <fcntl.h>
 #include <glib-unix.h>
@@ -37,19 +38,10 @@ struct PfPressure {
 	GSource *timer;  /* with a trigger: until pressure ends; else: until the next look */
 };
 
-static void drop_source(GSource **source)
-{
-	if (*source)
-		g_source_destroy(*source);
-	g_clear_pointer(source, g_source_unref);
-}
-
 static void start_timer(PfPressure *pressure, guint ms, GSourceFunc callback)
 {
-	drop_source(&pressure->timer);
-	pressure->timer = g_timeout_source_new(ms);
-	g_source_set_callback(pressure->timer, callback, pressure, NULL);
-	g_source_attach(pressure->timer, g_main_context_get_thread_default());
+	pf_source_drop(&pressure->timer);
+	pressure->timer = pf_source_start(g_timeout_source_new(ms), callback, pressure);
 }
 
 /* The last thing that a source does: changed() may free the pressure. */
@@ -99,14 +91,14 @@ static gboolean on_quiet(gpointer data)
 {
 	PfPressure *pressure = data;
 
-	drop_source(&pressure->timer);
+	pf_source_drop(&pressure->timer);
 	set_pressure(pressure, FALSE);
 	return G_SOURCE_REMOVE;
 }
 
 static void drop_trigger(PfPressure *pressure)
 {
-	drop_source(&pressure->events);
+	pf_source_drop(&pressure->events);
 	if (pressure->trigger >= 0)
 		close(pressure->trigger);
 	pressure->trigger = -1;
@@ -172,9 +164,9 @@ PfPressure *pf_pressure_new_with(const PfPressureConfig *config, PfPressureFiles
 		start_timer(pressure, config->look_ms, on_look);
 		return pressure;
 	}
-	pressure->events = g_unix_fd_source_new(pressure->trigger, G_IO_PRI | G_IO_ERR);
-	g_source_set_callback(pressure->events, G_SOURCE_FUNC(on_event), pressure, NULL);
-	g_source_attach(pressure->events, g_main_context_get_thread_default());
+	pressure->events =
+		pf_source_start(g_unix_fd_source_new(pressure->trigger, G_IO_PRI | G_IO_ERR),
+			G_SOURCE_FUNC(on_event), pressure);
 	return pressure;
 }
 
@@ -191,7 +183,7 @@ void pf_pressure_free(PfPressure *pressure)
 	if (!pressure)
 		return;
 	drop_trigger(pressure);
-	drop_source(&pressure->timer);
+	pf_source_drop(&pressure->timer);
 	if (pressure->meminfo >= 0)
 		close(pressure->meminfo);
 	g_free(pressure);

@@ -1,16 +1,23 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * A process of pagefusiond is a fork of the first one that goes on in the same binary: no exec, so there is no second
- * program to install, to find and to trust, and a library that is loaded is there. What the first process has open is
- * not for the others (systemd's stores can be written to, the broker's socket for definitions is root's equal), so a
- * child closes everything that it was not given by name.
+ * A process of pagefusiond is a fork of the first one, in the same binary: there is no second program to install, to find
+ * and to trust. What the first process has open is not for the others (systemd's stores can be written to, the broker's
+ * socket for definitions is root's equal), so a child closes everything that it was not given by name.
+ *
+ * What it cannot close is the first one's memory. A fork has the same addresses, the same stack canary and the same
+ * pointer guard for as long as it lives, so who has taken over one process would know how to take over the next. The
+ * broker may know: it is root and trusted as the first one is. The service must not, and is executed anew
+ * (pf_process_execute()). Its environment is made, not inherited: what somebody has set for the first process
+ * (LD_PRELOAD, a bus, systemd's socket) is not for it.
  *
  * The kernel kills a child whose parent dies. It does so only for a parent that dies after the child has asked for it,
  * hence the second look at who the parent is; and it forgets about it when a process changes its user, hence the
  * function that asks again.
  */
 #include "host-service/process.h"
+#include "common/log.h"
 #include <errno.h>
+#include <fcntl.h>
 #include <gio/gio.h>
 #include <limits.h>
 #include <signal.h>
@@ -21,12 +28,12 @@
 #include <unistd.h>
 
 /* In a child: who started it. */
-static pid_t starter;
+static pid_t its_starter;
 
 void pf_process_die_with_parent(void)
 {
 	prctl(PR_SET_PDEATHSIG, SIGKILL);
-	if (getppid() != starter)
+	if (getppid() != its_starter)
 		_exit(EXIT_FAILURE);
 }
 
@@ -77,8 +84,8 @@ static gboolean fail(const char *what, int code, GError **error)
 	return FALSE;
 }
 
-pid_t pf_process_start(const char *name, const int *fds, int (*run)(void *userdata), void *userdata,
-	GError **error)
+/* 0 in the child, which then is what the header says, but for its name. */
+static pid_t fork_child(const char *name, const int *fds, GError **error)
 {
 	pid_t parent = getpid(), child;
 	int code;
@@ -95,12 +102,44 @@ pid_t pf_process_start(const char *name, const int *fds, int (*run)(void *userda
 	}
 	if (child > 0)
 		return child;
-	starter = parent;
+	its_starter = parent;
 	pf_process_die_with_parent();
-	prctl(PR_SET_NAME, name);
 	ignore_signals();
 	close_all_but(fds);
+	return 0;
+}
+
+pid_t pf_process_start(const char *name, const int *fds, int (*run)(void *userdata), void *userdata,
+	GError **error)
+{
+	pid_t child = fork_child(name, fds, error);
+
+	if (child != 0)
+		return child;
+	prctl(PR_SET_NAME, name);
 	exit(run(userdata));
+}
+
+pid_t pf_process_execute(const char *name, const int *fds, const char *const *arguments,
+	const char *const *environment, GError **error)
+{
+	pid_t child = fork_child(name, fds, error);
+
+	if (child != 0)
+		return child;
+	for (const int *fd = fds; *fd >= 0; fd++)
+		fcntl(*fd, F_SETFD, 0);
+	execve("/proc/self/exe", (char *const *)arguments, (char *const *)environment);
+	pf_error("the process %s cannot be executed: %s: /proc has to be there", name,
+		g_strerror(errno));
+	_exit(EXIT_FAILURE);
+}
+
+void pf_process_resume(const char *name, pid_t starter)
+{
+	its_starter = starter;
+	pf_process_die_with_parent();
+	prctl(PR_SET_NAME, name);
 }
 
 gboolean pf_process_socket_pair(int fds[2], GError **error)

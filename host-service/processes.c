@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * Three processes, each a fork of the first. Both children are there before the first one has a main loop (its eventfd
- * would be theirs too) or a thread. What belongs to a child is closed here as soon as it runs.
+ * Three processes: the first, and two that it forks, of which the broker goes on as it is and the service executes the
+ * program anew (process.c says why). Both are there before the first one has a main loop (its eventfd would be the
+ * broker's too) or a thread. What belongs to a child is closed here as soon as it runs.
  *
  * All of them or none: when one ends, so do the others, and whoever has started us (systemd) starts all anew. They end in
  * order when their sockets are closed. One that hangs (the broker in a call of libvirt's that does not return) gets a
@@ -135,15 +136,15 @@ static gboolean choose_sandbox(const PfConfig *config, PfSandbox *sandbox, GErro
 
 /* The front's end of its socket in *front_fd. */
 static gboolean start_service(
-	Run *run, const PfShimSocket *shims, int broker_fd, int *front_fd, GError **error)
+	Run *run, PfShimSocket *shims, int broker_fd, int *front_fd, GError **error)
 {
 	g_autoptr(GArray) kept = pf_systemd_take_stores();
 	PfServiceProcess process = {
 		.config = run->config->config,
+		.debug = run->config->debug,
 		.fusion = run->config->fusion,
 		.broker_fd = broker_fd,
 		.shim_fd = pf_shim_socket_fd(shims),
-		.lock_fd = pf_shim_socket_lock(shims),
 		.kept = (const PfKeptStore *)(void *)kept->data,
 		.n_kept = kept->len,
 	};
@@ -154,7 +155,9 @@ static gboolean start_service(
 		!pf_process_socket_pair(fds, error))
 		return FALSE;
 	process.front_fd = fds[1];
-	started = watch(&run->service, "service", pf_service_process_start(&process, error), error);
+	started =
+		watch(&run->service, "service", pf_service_process_start(&process, error), error) &&
+		pf_shim_socket_serve(shims, run->service.pid, error);
 	close(fds[1]);
 	close(broker_fd);
 	*front_fd = fds[0];
@@ -206,12 +209,17 @@ static char *describe_end(const char *name, int status)
 static int wait_for(const Child *child, const char *place, gint64 deadline_us)
 {
 	struct pollfd event = {.fd = child->fd, .events = POLLIN};
-	gint64 wait_us = deadline_us - g_get_monotonic_time();
-	int status = 0;
+	int status = 0, n;
 
 	if (child->pid == 0)
 		return 0;
-	if (poll(&event, 1, (int)(MAX(wait_us, 0) / 1000)) > 0)
+	/* Another signal that asks us to end does not shorten it. */
+	do {
+		gint64 wait_us = deadline_us - g_get_monotonic_time();
+
+		n = poll(&event, 1, (int)(MAX(wait_us, 0) / 1000));
+	} while (n < 0 && errno == EINTR);
+	if (n > 0)
 		waitpid(child->pid, &status, 0);
 	else
 		pf_warning("the %s process hangs%s: it is killed", child->name, place);
@@ -244,7 +252,7 @@ static gboolean end_children(Run *run, GError **error)
 	return FALSE;
 }
 
-static gboolean start_and_serve(Run *run, const PfShimSocket *shims, GError **error)
+static gboolean start_and_serve(Run *run, PfShimSocket *shims, GError **error)
 {
 	static const int no_capabilities[] = {-1};
 	PfBrokerSockets sockets;

@@ -9,6 +9,7 @@ typedef struct PfProcesses {
 	PfBrokerConfig broker;
 	const PfConfig *config;
 	PfFusionConfig fusion;
+	gboolean debug; /* as this process logs already */
 	/* For tests: */
 	int broker_fd; /* the service's end of a broker that runs already, consumed; -1: it is started */
 	gboolean no_bus;

@@ -8,8 +8,9 @@
  *
  * The channel's socket lies in a directory that belongs to QEMU's user, so a hostile QEMU could put
  * something else there, and have the broker connect to a socket of root's or of another VM's. The
- * broker resolves the path without symbolic links, wants a socket, and wants QEMU itself or root
- * (libvirt opens the listening socket before it starts QEMU) at the other end. That alone lets in
+ * broker resolves the path itself, and follows a symbolic link only where nobody but root could have
+ * made it (somebody may have moved /var/lib/libvirt to another disk). It wants a socket, and wants QEMU
+ * itself or root (libvirt opens the listening socket before it starts QEMU) at the other end. That alone lets in
  * root's other sockets: a hard link, or a socket of another VM moved here, whose files belong to the
  * same user. But a listening socket keeps the path that it was bound to, whatever becomes of its file,
  * and the kernel tells whoever connects: only libvirt and the VM itself bind this VM's path.
@@ -19,13 +20,15 @@
 #include <fcntl.h>
 #include <gio/gio.h>
 #include <inttypes.h>
-#include <linux/openat2.h>
+#include <limits.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
-#include <sys/syscall.h>
 #include <sys/un.h>
 #include <unistd.h>
+
+#define MAX_LINKS 40 /* as the kernel */
 
 /* Whether the process was started with -uuid UUID. */
 static gboolean runs_domain(gint64 pid, const char *uuid)
@@ -61,7 +64,12 @@ gint64 pf_qemu_pid(const char *pid_dir, const char *name, const char *uuid)
 
 static int fail(const char *path, int code, GError **error)
 {
-	if (code == EAGAIN)
+	if (code == ELOOP)
+		g_set_error(error, G_IO_ERROR, G_IO_ERROR_TOO_MANY_LINKS,
+			"the guest channel %s cannot be opened: there is a symbolic link on its way, in a "
+			"directory that others than root can write to",
+			path);
+	else if (code == EAGAIN)
 		g_set_error(error, G_IO_ERROR, G_IO_ERROR_BUSY,
 			"the guest channel %s is in use: end the program that has it open", path);
 	else
@@ -70,19 +78,83 @@ static int fail(const char *path, int code, GError **error)
 	return -1;
 }
 
-/* An O_PATH descriptor of the socket at path, or -errno. */
-static int open_socket_path(const char *path)
+/* Whether nobody but root can have put into this directory what is there. */
+static bool is_roots(int directory)
 {
-	struct open_how how = {.flags = O_PATH | O_CLOEXEC, .resolve = RESOLVE_NO_SYMLINKS};
-	int fd = (int)syscall(SYS_openat2, AT_FDCWD, path, &how, sizeof(how));
 	struct stat status;
 
-	if (fd < 0)
+	return fstat(directory, &status) == 0 && status.st_uid == 0 &&
+	       (status.st_mode & (S_IWGRP | S_IWOTH)) == 0;
+}
+
+/* What the link at this name says, to be followed from there; NULL: it is no link. */
+static char *read_link(int directory, const char *name)
+{
+	char target[PATH_MAX];
+	ssize_t n = readlinkat(directory, name, target, sizeof(target));
+
+	return n < 0 || n == sizeof(target) ? NULL : g_strndup(target, (gsize)n);
+}
+
+/* A walk along a path. */
+typedef struct Walk {
+	int place;    /* an O_PATH descriptor: where we are */
+	GQueue names; /* what is still to go, owned; "" is the root directory */
+	int n_links;
+} Walk;
+
+/* In front of what is still to go. */
+static void push_path(Walk *walk, const char *path)
+{
+	g_auto(GStrv) names = g_strsplit(path, "/", -1);
+
+	for (guint i = g_strv_length(names); i > 0; i--)
+		if (*names[i - 1] || i == 1)
+			g_queue_push_head(&walk->names, g_strdup(names[i - 1]));
+}
+
+/* 0 or -errno. */
+static int step(Walk *walk, const char *name)
+{
+	g_autofree char *target = *name ? read_link(walk->place, name) : NULL;
+	int next;
+
+	if (target) {
+		if (++walk->n_links > MAX_LINKS || !is_roots(walk->place))
+			return -ELOOP;
+		push_path(walk, target);
+		return 0;
+	}
+	next = openat(walk->place, *name ? name : "/", O_PATH | O_NOFOLLOW | O_CLOEXEC);
+	if (next < 0)
 		return -errno;
-	if (fstat(fd, &status) == 0 && S_ISSOCK(status.st_mode))
-		return fd;
-	close(fd);
-	return -ENOTSOCK;
+	if (walk->place >= 0)
+		close(walk->place);
+	walk->place = next;
+	return 0;
+}
+
+/* An O_PATH descriptor of the socket at this path, or -errno. */
+static int open_socket_path(const char *path)
+{
+	Walk walk = {.place = -1, .names = G_QUEUE_INIT};
+	struct stat status;
+	int r = *path == '/' ? 0 : -ENOENT;
+
+	push_path(&walk, path);
+	while (r == 0 && !g_queue_is_empty(&walk.names)) {
+		g_autofree char *name = g_queue_pop_head(&walk.names);
+
+		r = step(&walk, name);
+	}
+	g_queue_clear_full(&walk.names, g_free);
+	if (r == 0 && (fstat(walk.place, &status) < 0 || !S_ISSOCK(status.st_mode)))
+		r = -ENOTSOCK;
+	if (r == 0)
+		return walk.place;
+	if (walk.place >= 0)
+		close(walk.place);
+	return r;
 }
 
 static gboolean peer_is_qemu(int fd, gint64 pid)

@@ -1,28 +1,13 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 #include "host-service/received_fds.h"
-#include <glib.h>
 #include <string.h>
-#include <unistd.h>
-
-/* So many senders can hold up one closing each before others have to wait for theirs. */
-#define MAX_THREADS 8
-
-static void close_one(gpointer data, gpointer unused)
-{
-	close(GPOINTER_TO_INT(data) - 1);
-}
 
 void pf_received_fds_close_later(int fd)
 {
-	static GThreadPool *pool;
-
-	if (!pool)
-		pool = g_thread_pool_new(close_one, NULL, MAX_THREADS, FALSE, NULL);
-	/* One more, because a pool takes no NULL. Where no thread can be had, it waits for one that is there. */
-	g_thread_pool_push(pool, GINT_TO_POINTER(fd + 1), NULL);
+	pf_closer_close(NULL, fd);
 }
 
-unsigned pf_received_fds_take_first(struct msghdr *message, int *first)
+unsigned pf_received_fds_take(struct msghdr *message, PfCloser *closer, int *first)
 {
 	unsigned n = 0;
 
@@ -38,18 +23,17 @@ unsigned pf_received_fds_take_first(struct msghdr *message, int *first)
 			if (n == 0)
 				*first = fd;
 			else
-				pf_received_fds_close_later(fd);
+				pf_closer_close(closer, fd);
 		}
 	}
 	return n;
 }
 
-unsigned pf_received_fds_drop(struct msghdr *message)
+unsigned pf_received_fds_drop(struct msghdr *message, PfCloser *closer)
 {
 	int first;
-	unsigned n = pf_received_fds_take_first(message, &first);
+	unsigned n = pf_received_fds_take(message, closer, &first);
 
-	if (first >= 0)
-		pf_received_fds_close_later(first);
+	pf_closer_close(closer, first);
 	return n;
 }

@@ -18,13 +18,26 @@ typedef struct PfSandbox {
 /* Looks a user up, by name or by number (its group has the same number where the user has no entry). */
 gboolean pf_sandbox_find_user(const char *user, uid_t *uid, gid_t *gid, GError **error);
 
-/* Where the configuration says nothing: an eighth of the host's memory, 512 MiB at least. */
+/*
+ * Where the configuration says nothing: an eighth of the host's memory, 512 MiB at least.
+ *
+ * Whoever cannot get memory ends, so what guests and QEMUs can make the service hold at a time has to fit. Half of the
+ * limit is for what is known of pages (pf_fusion_set_memory_limit()), and an eighth of that more, because a table that is
+ * doubled exists twice for a moment, and the pages of orders and unused frames are listed once more. What is left is for:
+ *   each VM    a frame of the guest channel 1 MiB, its session's table of modules 0.5 MiB, what is kept of its shim's
+ *              list 0.8 MiB, the first records of a group of its own 0.2 MiB: 2.5 MiB
+ *   one VM     what the message is decoded to that is being dealt with, 10 MiB
+ *   all        threads that close descriptors, 8 MiB of stacks
+ *   each group what its store remembers of numbers whose frames are gone: 1 KiB for 512 frames or more
+ * (Frames, and what lies in sockets, is the kernel's.) So there is room for a VM in every 48 MiB of the host's memory,
+ * and for 80 VMs at the least.
+ */
 guint64 pf_sandbox_default_memory(void);
 
 /*
- * Enters it, for ever: to be called by root, in a process of pf_process_start() with one thread that has opened all it
- * needs. Later threads are inside as well. FALSE with error set (what could not be done, and what to do): the process
- * must end then.
+ * Enters it, for ever: to be called by root, in a process of process.h with one thread that has opened all it needs.
+ * Later threads are inside as well. FALSE with error set (what could not be done, and what to do): the process must end
+ * then.
  */
 gboolean pf_sandbox_enter(const PfSandbox *sandbox, GError **error);
 

@@ -25,9 +25,10 @@
 #include <glib-unix.h>
 #include <string.h>
 
-#define FREE_A_TURN 1024 /* frames */
-#define SWEEP_S     10
-#define QUIET_US    (SWEEP_S * G_USEC_PER_SEC)
+#define FREE_A_TURN   1024 /* frames */
+#define SWEEP_S       10
+#define QUIET_US      (SWEEP_S * G_USEC_PER_SEC)
+#define SWEEP_TURN_US 2000 /* without a pause */
 #define SWEEP_SLACK_KIB                                                                            \
 	1024 /* beside the frames, in a store of ours: it costs less than looking for it */
 static_assert(SWEEP_S * 1000 >= 2 * PF_SHIM_RETRY_MAX_MS, "shims have had time to come back");
@@ -56,8 +57,10 @@ struct PfService {
 	GHashTable *processes; /* pf_vm_process_id() (owned) -> PfVm, also those that are ending */
 	GQueue ending;         /* of Ending */
 	PfShimListener *shims;
-	guint pump_source, tick_source, sweep_source;
-	gboolean had_time; /* every shim that was there at the start has had time to come back */
+	guint pump_source, tick_source, sweep_source, turn_source;
+	gint64 sweep_end_us; /* of this turn */
+	gboolean sweeps;     /* there is more to do behind it */
+	gboolean had_time;   /* every shim that was there at the start has had time to come back */
 	gboolean connected, was_connected;
 	char *reason;
 	void (*closed)(void *userdata);
@@ -197,21 +200,77 @@ static void on_pressure(void *userdata, gboolean pressure)
 	on_wanted(service);
 }
 
+/* Until every VM of an earlier service's store was heard, what looks unused may be mapped. */
+static gboolean may_sweep(const PfService *service, const char *group, const PfStore *store)
+{
+	return pf_store_first_own(store) == PF_STORE_FIRST_FRAME ||
+	       pf_fusion_is_complete(service->fusion, group);
+}
+
 /* A store with more in it than frames in use. */
+static void start_sweep(void *userdata, const char *group, PfStore *store)
+{
+	const PfService *service = userdata;
+	uint64_t kib = pf_store_n_pages(store) * (PF_PAGE_SIZE / 1024);
+
+	if (pf_store_first_own(store) == PF_STORE_FIRST_FRAME)
+		kib += SWEEP_SLACK_KIB;
+	if (may_sweep(service, group, store) && pf_store_allocated_kib(store) > kib)
+		pf_store_start_sweep(store);
+}
+
 static void sweep_store(void *userdata, const char *group, PfStore *store)
 {
 	PfService *service = userdata;
-	gboolean earlier = pf_store_first_own(store) > PF_STORE_FIRST_FRAME;
-	uint64_t expected_kib = pf_store_n_pages(store) * (PF_PAGE_SIZE / 1024), freed_kib = 0;
+	int64_t left_us = service->sweep_end_us - g_get_monotonic_time();
+	uint64_t freed_kib = 0;
 
-	if (earlier && !pf_fusion_is_complete(service->fusion, group))
+	if (!pf_store_is_sweeping(store) || !may_sweep(service, group, store))
 		return;
-	if (pf_store_allocated_kib(store) > expected_kib + (earlier ? 0 : SWEEP_SLACK_KIB))
-		freed_kib = pf_store_sweep(store);
-	if (freed_kib > 0)
+	if (left_us <= 0 || pf_store_sweep(store, left_us, &freed_kib))
+		service->sweeps = TRUE;
+	else if (freed_kib > 0)
 		pf_info("trust group %s: %" G_GUINT64_FORMAT
 			" KiB that nobody used went back to the host",
 			group, (guint64)freed_kib);
+}
+
+static gboolean on_sweep_turn(gpointer userdata);
+
+/* What VMs have touched there they are not charged for: so it may take a tenth of the time, and nobody waits for it. */
+static void sweep_turn(PfService *service)
+{
+	int64_t start_us = g_get_monotonic_time(), pause_us;
+
+	service->sweeps = FALSE;
+	service->sweep_end_us = start_us + SWEEP_TURN_US;
+	pf_groups_foreach_store(service->groups, sweep_store, service);
+	pause_us = 9 * (g_get_monotonic_time() - start_us);
+	if (service->sweeps)
+		service->turn_source = g_timeout_add_full(
+			G_PRIORITY_LOW, (guint)(pause_us / 1000 + 1), on_sweep_turn, service, NULL);
+}
+
+static gboolean on_sweep_turn(gpointer userdata)
+{
+	PfService *service = userdata;
+
+	service->turn_source = 0;
+	if (service->connected)
+		sweep_turn(service);
+	return G_SOURCE_REMOVE;
+}
+
+static void ask_again(const PfService *service)
+{
+	gint64 now_us = g_get_monotonic_time();
+	GHashTableIter iter;
+	Domain *domain;
+
+	g_hash_table_iter_init(&iter, service->domains);
+	while (g_hash_table_iter_next(&iter, NULL, (gpointer *)&domain))
+		if (domain->vm)
+			pf_vm_ask_again(domain->vm, now_us);
 }
 
 static gboolean on_sweep(gpointer userdata)
@@ -219,12 +278,17 @@ static gboolean on_sweep(gpointer userdata)
 	PfService *service = userdata;
 
 	service->had_time = TRUE;
+	ask_again(service);
 	pf_groups_foreach_store(service->groups, update_group, service);
 	on_wanted(service);
 	if (!service->connected)
 		return G_SOURCE_CONTINUE;
 	pf_groups_drop_unused(service->groups);
-	pf_groups_foreach_store(service->groups, sweep_store, service);
+	/* The stores that have not had their turn yet come first. */
+	if (service->turn_source == 0) {
+		pf_groups_foreach_store(service->groups, start_sweep, service);
+		sweep_turn(service);
+	}
 	return G_SOURCE_CONTINUE;
 }
 
@@ -486,7 +550,8 @@ PfService *pf_service_new(const PfServiceConfig *config, int broker_fd,
 	service->broker = pf_broker_new(broker_fd, &broker_events, service);
 	service->context = (PfVmContext){service->broker, service->fusion, service->groups,
 		config->hasher, config->config, config->answer_ms, on_wanted, service};
-	service->shims = pf_shim_listener_new(config->shim_fd, find_vm, service);
+	service->shims =
+		pf_shim_listener_new(config->shim_fd, PF_SHIM_LISTENER_WAIT_MS, find_vm, service);
 	service->pressure = pf_pressure_new(config->pressure, on_pressure, service);
 	return service;
 }
@@ -509,6 +574,7 @@ void pf_service_free(PfService *service)
 	g_clear_handle_id(&service->pump_source, g_source_remove);
 	g_clear_handle_id(&service->tick_source, g_source_remove);
 	g_clear_handle_id(&service->sweep_source, g_source_remove);
+	g_clear_handle_id(&service->turn_source, g_source_remove);
 	g_clear_pointer(&service->pressure, pf_pressure_free);
 	g_clear_pointer(&service->domains, g_hash_table_unref);
 	g_clear_pointer(&service->processes, g_hash_table_unref);
@@ -524,7 +590,7 @@ static void visit_domain(const PfService *service, const Domain *domain,
 	PfVmView view = {
 		.domain = &domain->domain, .reason = "", .agent_version = "", .kernel = ""};
 
-	view.thp = pf_vm_thp(service->context.config, &domain->domain);
+	view.figures.thp = pf_vm_thp(service->context.config, &domain->domain);
 	if (domain->vm)
 		pf_vm_view(domain->vm, &view);
 	else if (domain->trouble)

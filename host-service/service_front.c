@@ -4,52 +4,37 @@
  *
  * One queue holds what the socket did not take: the rest of an answer, and stores to be kept or dropped, in the order in
  * which they were said. While it is not empty no query is read, so it never holds more than one answer, and a front
- * that does not read costs no more than that. A store is kept by descriptors of our own, which wait with it.
+ * that does not read costs no more than that. A store is kept by descriptors of our own, which wait with it. What has
+ * no room there the front would not have taken either: that ends the conversation.
  */
 #include "host-service/service_front.h"
 #include "common/log.h"
-#include "host-service/broker_protocol.h"
 #include "host-service/front_protocol.h"
+#include "host-service/packet.h"
+#include "host-service/packet_queue.h"
+#include "host-service/source.h"
 #include <errno.h>
 #include <fcntl.h>
 #include <glib-unix.h>
 #include <string.h>
 #include <unistd.h>
 
-typedef struct Waiting {
-	PfFrontMessage message;
-	int fd; /* that goes with it, owned; -1: none */
-} Waiting;
+/* A whole answer, and more words about stores than the front hears in a minute. */
+#define MAX_WAITING (1 + PF_FRONT_MAX_VMS + 1 + 4 * PF_FRONT_MAX_STORES)
 
 struct PfServiceFront {
-	int fd;             /* nonblocking; -1 once the front has ended */
-	PfService *service; /* NULL: queries wait */
-	GQueue queue;       /* of Waiting */
-	GSource *source;    /* of the socket; NULL once the front has ended */
+	int fd;              /* nonblocking; -1 once the front has ended */
+	PfService *service;  /* NULL: queries wait */
+	PfPacketQueue queue; /* of PfFrontMessage */
+	GSource *source;     /* of the socket; NULL once the front has ended */
 	void (*closed)(void *userdata);
 	void *userdata;
 };
 
-static void free_waiting(gpointer data)
-{
-	Waiting *waiting = data;
-
-	if (waiting->fd >= 0)
-		close(waiting->fd);
-	g_free(waiting);
-}
-
-static void drop_source(PfServiceFront *front)
-{
-	if (front->source)
-		g_source_destroy(front->source);
-	g_clear_pointer(&front->source, g_source_unref);
-}
-
 static void close_socket(PfServiceFront *front)
 {
-	drop_source(front);
-	g_queue_clear_full(&front->queue, free_waiting);
+	pf_source_drop(&front->source);
+	pf_packet_queue_clear(&front->queue);
 	if (front->fd >= 0)
 		close(front->fd);
 	front->fd = -1;
@@ -60,16 +45,9 @@ static void close_socket(PfServiceFront *front)
 /* FALSE: the front has ended. */
 static gboolean send_waiting(PfServiceFront *front)
 {
-	while (!g_queue_is_empty(&front->queue)) {
-		const Waiting *first = g_queue_peek_head(&front->queue);
-		int r = pf_broker_send(
-			front->fd, &first->message, sizeof(first->message), first->fd);
+	int r = pf_packet_queue_flush(&front->queue, front->fd);
 
-		if (r < 0)
-			return r == -EAGAIN;
-		free_waiting(g_queue_pop_head(&front->queue));
-	}
-	return TRUE;
+	return r == 0 || r == -EAGAIN;
 }
 
 static gboolean on_ready(gint fd, GIOCondition condition, gpointer userdata);
@@ -79,24 +57,20 @@ static void watch(PfServiceFront *front)
 {
 	GIOCondition condition = G_IO_HUP | G_IO_ERR;
 
-	if (!g_queue_is_empty(&front->queue))
+	if (!pf_packet_queue_is_empty(&front->queue))
 		condition |= G_IO_OUT;
 	else if (front->service)
 		condition |= G_IO_IN;
-	drop_source(front);
-	front->source = g_unix_fd_source_new(front->fd, condition);
-	g_source_set_callback(front->source, G_SOURCE_FUNC(on_ready), front, NULL);
-	g_source_attach(front->source, g_main_context_get_thread_default());
+	pf_source_drop(&front->source);
+	front->source = pf_source_start(
+		g_unix_fd_source_new(front->fd, condition), G_SOURCE_FUNC(on_ready), front);
 }
 
 /* fd is consumed. */
-static void put(PfServiceFront *front, const PfFrontMessage *message, int fd)
+static void put(PfServiceFront *front, PfFrontMessage *message, int fd)
 {
-	Waiting *waiting = g_new(Waiting, 1);
-
-	*waiting = (Waiting){*message, fd};
-	waiting->message.magic = PF_FRONT_MAGIC;
-	g_queue_push_tail(&front->queue, waiting);
+	message->magic = PF_FRONT_MAGIC;
+	pf_packet_queue_put(&front->queue, message, sizeof(*message), fd);
 }
 
 /* Answers */
@@ -116,11 +90,7 @@ static void put_vm(const PfVmView *view, void *userdata)
 	g_strlcpy(vm->reason, view->reason, sizeof(vm->reason));
 	g_strlcpy(vm->agent_version, view->agent_version, sizeof(vm->agent_version));
 	g_strlcpy(vm->kernel, view->kernel, sizeof(vm->kernel));
-	vm->shim_connected = view->shim_connected ? 1 : 0;
-	vm->thp = view->thp;
-	vm->stats = view->stats;
-	vm->shim = view->shim;
-	vm->paused_ms = view->paused_ms;
+	vm->figures = view->figures;
 	put(answer->front, &message, -1);
 }
 
@@ -165,7 +135,7 @@ static gboolean read_query(PfServiceFront *front)
 	PfFrontQuery query;
 	size_t n_fds;
 	int fd;
-	ssize_t n = pf_broker_receive(front->fd, &query, sizeof(query), &fd, &n_fds);
+	ssize_t n = pf_packet_receive(front->fd, &query, sizeof(query), &fd, &n_fds);
 
 	if (fd >= 0)
 		close(fd);
@@ -182,7 +152,7 @@ static gboolean on_ready(gint fd, GIOCondition condition, gpointer userdata)
 	PfServiceFront *front = userdata;
 	gboolean there = !(condition & (G_IO_HUP | G_IO_ERR));
 
-	if (there && g_queue_is_empty(&front->queue) && front->service)
+	if (there && pf_packet_queue_is_empty(&front->queue) && front->service)
 		there = read_query(front);
 	if (there && send_waiting(front)) {
 		watch(front);
@@ -238,6 +208,7 @@ PfServiceFront *pf_service_front_new(int fd, void (*closed)(void *userdata), voi
 	front->fd = fd;
 	front->closed = closed;
 	front->userdata = userdata;
+	pf_packet_queue_init(&front->queue, MAX_WAITING);
 	g_unix_set_fd_nonblocking(fd, TRUE, NULL);
 	watch(front);
 	return front;

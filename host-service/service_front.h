@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 #pragma once
 /* The service's end of the front's socket (front_protocol.h): answers queries from a PfService, and sends stores to be kept. */
-#include "host-service/groups.h"
+#include "host-service/keeper.h"
 #include "host-service/service.h"
 
 typedef struct PfServiceFront PfServiceFront;

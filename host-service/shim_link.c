@@ -2,13 +2,18 @@
 /*
  * A few messages are read in a turn, then others have theirs. What it takes of this thread's time to deal with them is
  * charged to the VM's quota; when that says so nothing is read for a while, and what QEMU goes on to send waits in the
- * socket, and QEMU with it. That delays this VM's own losses and answers, and nobody else's.
+ * socket, and QEMU with it. That delays this VM's own losses and answers, and nobody else's. The same happens while too
+ * many of the descriptors that it has sent cannot be closed.
+ *
+ * A store is memory. Of what was sent as one, anything else is closed here, where it is known whose it was.
  */
 #include "host-service/shim_link.h"
 #include "common/page.h"
 #include "host-service/cpu_time.h"
+#include "host-service/packet.h"
 #include "host-service/received_fds.h"
 #include <errno.h>
+#include <fcntl.h>
 #include <poll.h>
 #include <gio/gio.h>
 #include <glib-unix.h>
@@ -22,15 +27,18 @@
 #define SO_PEERPIDFD 77
 #endif
 
-#define MESSAGES_A_TURN 16 /* then others have their turn */
+#define MESSAGES_A_TURN  16 /* then others have their turn */
+#define CLOSING_PAUSE_US 100000
 
 struct PfShimLink {
-	int fd;
+	int fd; /* nonblocking */
 	struct ucred peer;
-	int process;    /* a pidfd of the peer's */
-	PfQuota *quota; /* NULL: none */
-	guint source;   /* 0 also in a pause */
+	int process;      /* a pidfd of the peer's */
+	PfQuota *quota;   /* NULL: none */
+	PfCloser *closer; /* of what was received */
+	guint source;     /* 0 also in a pause, and while it is held */
 	guint pause_source;
+	bool held;
 	guint close_source; /* set once the connection has failed */
 	bool only_frozen;
 	const char *reason; /* a literal */
@@ -46,7 +54,7 @@ PfShimLink *pf_shim_link_new(int fd, GError **error)
 	if (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &link->peer, &size) < 0) {
 		g_set_error(error, G_IO_ERROR, g_io_error_from_errno(errno),
 			"a shim's process is unknown: %s", g_strerror(errno));
-		close(fd);
+		pf_received_fds_close_later(fd);
 		return NULL;
 	}
 	size = sizeof link->process;
@@ -54,9 +62,10 @@ PfShimLink *pf_shim_link_new(int fd, GError **error)
 		/* EINVAL, ESRCH: it has ended already. */
 		g_set_error(error, G_IO_ERROR, g_io_error_from_errno(errno),
 			"a shim's process cannot be watched: %s", g_strerror(errno));
-		close(fd);
+		pf_received_fds_close_later(fd);
 		return NULL;
 	}
+	g_unix_set_fd_nonblocking(fd, TRUE, NULL);
 	link->fd = fd;
 	return g_steal_pointer(&link);
 }
@@ -69,7 +78,8 @@ void pf_shim_link_free(PfShimLink *link)
 	g_clear_handle_id(&link->pause_source, g_source_remove);
 	g_clear_handle_id(&link->close_source, g_source_remove);
 	close(link->process);
-	/* What it sent and nobody has read is closed with it. */
+	/* The peer need not wait until it is closed, and what nobody has read with it. */
+	shutdown(link->fd, SHUT_RDWR);
 	pf_received_fds_close_later(link->fd);
 	g_free(link);
 }
@@ -121,6 +131,8 @@ static bool results_are_valid(const uint8_t *results, size_t n)
 
 static bool lost_is_valid(const PfShimLost *lost, size_t n)
 {
+	if (n == 0)
+		return false;
 	for (size_t i = 0; i < n; i++)
 		if (lost[i].hva % PF_PAGE_SIZE || lost[i].n_pages == 0 ||
 			lost[i].loss >= PF_SHIM_N_LOSSES ||
@@ -145,7 +157,7 @@ static bool dispatch_listed(PfShimLink *link, uint64_t id, const PfShimListed *l
 	const PfShimRun *runs = (const PfShimRun *)(listed + 1);
 
 	if (size < sizeof *listed || size != sizeof *listed + listed->n_runs * sizeof *runs ||
-		!runs_are_valid(runs, listed->n_runs))
+		(listed->n_runs == 0 && listed->more) || !runs_are_valid(runs, listed->n_runs))
 		return false;
 	link->events->listed(link->userdata, id, runs, listed->n_runs);
 	return true;
@@ -165,7 +177,7 @@ static bool dispatch_frozen(
 	case PF_SHIM_LISTED:
 		return dispatch_listed(link, header->id, data, size);
 	case PF_SHIM_STORE_RETURN:
-		if (size != sizeof(PfShimStore) || *fd < 0)
+		if (size != sizeof(PfShimStore))
 			return false;
 		events->store_returned(link->userdata, data, *fd);
 		*fd = -1;
@@ -211,18 +223,29 @@ static bool fds_are_valid(const PfShimLink *link, const PfShimHeader *header)
 	return header->n_fds == 0 || link->only_frozen;
 }
 
-static bool take_packet(
-	PfShimLink *link, uint8_t *packet, size_t size, int flags, unsigned n_fds, int *fd)
+static bool take_packet(PfShimLink *link, uint8_t *packet, size_t size, size_t n_fds, int *fd)
 {
 	PfShimHeader header;
 
-	if (size < sizeof header || (flags & (MSG_TRUNC | MSG_CTRUNC)))
+	if (size < sizeof header || size > PF_SHIM_MAX_MESSAGE)
 		return false;
 	memcpy(&header, packet, sizeof header);
 	if (header.magic != PF_SHIM_MAGIC || header.length != size || header.n_fds != n_fds ||
 		!fds_are_valid(link, &header))
 		return false;
 	return dispatch(link, &header, packet + sizeof header, size - sizeof header, fd);
+}
+
+/* One packet, and the first descriptor that came with it, if it is memory; else -1. All others are closed. */
+static ssize_t receive_packet(PfShimLink *link, void *packet, size_t size, int *fd, size_t *n_fds)
+{
+	ssize_t n = pf_packet_receive_closing(link->fd, packet, size, link->closer, fd, n_fds);
+
+	if (*fd < 0 || fcntl(*fd, F_GET_SEALS) >= 0)
+		return n;
+	pf_closer_close(link->closer, *fd);
+	*fd = -1;
+	return n;
 }
 
 /* false: nothing more for now, or the connection has failed. */
@@ -232,19 +255,13 @@ static bool receive(PfShimLink *link)
 		PfShimHeader align;
 		uint8_t bytes[PF_SHIM_MAX_MESSAGE];
 	} packet;
-	PfReceivedFds control;
-	struct iovec part = {&packet, sizeof packet};
-	struct msghdr message = {.msg_iov = &part,
-		.msg_iovlen = 1,
-		.msg_control = &control,
-		.msg_controllen = sizeof control};
-	ssize_t size = recvmsg(link->fd, &message, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
-	unsigned n_fds;
+	size_t n_fds;
 	bool taken;
 	int fd;
+	ssize_t size = receive_packet(link, &packet, sizeof packet, &fd, &n_fds);
 
 	if (size < 0) {
-		if (errno != EAGAIN && errno != EINTR)
+		if (size != -EAGAIN)
 			pf_shim_link_close(link, "its socket failed");
 		return false;
 	}
@@ -252,10 +269,8 @@ static bool receive(PfShimLink *link)
 		pf_shim_link_close(link, "it has closed the connection");
 		return false;
 	}
-	n_fds = pf_received_fds_take_first(&message, &fd);
-	taken = take_packet(link, packet.bytes, (size_t)size, message.msg_flags, n_fds, &fd);
-	if (fd >= 0)
-		pf_received_fds_close_later(fd);
+	taken = take_packet(link, packet.bytes, (size_t)size, n_fds, &fd);
+	pf_received_fds_close_later(fd);
 	if (!taken)
 		pf_shim_link_close(link, "it sent what is no message of the protocol");
 	return taken;
@@ -268,46 +283,81 @@ void pf_shim_link_only_frozen(PfShimLink *link)
 
 static gboolean on_readable(gint fd, GIOCondition condition, gpointer userdata);
 
+static void read_on(PfShimLink *link)
+{
+	if (!link->held && !link->source && !link->pause_source && !link->close_source)
+		link->source = g_unix_fd_add(link->fd, G_IO_IN, on_readable, link);
+}
+
 static gboolean on_pause_over(gpointer userdata)
 {
 	PfShimLink *link = userdata;
 
 	link->pause_source = 0;
-	link->source = g_unix_fd_add(link->fd, G_IO_IN, on_readable, link);
+	read_on(link);
 	return G_SOURCE_REMOVE;
+}
+
+void pf_shim_link_hold(PfShimLink *link, bool hold)
+{
+	link->held = hold;
+	if (hold)
+		g_clear_handle_id(&link->source, g_source_remove);
+	else
+		read_on(link);
+}
+
+static void pause_reading(PfShimLink *link, gint64 us)
+{
+	g_clear_handle_id(&link->source, g_source_remove);
+	link->pause_source = g_timeout_add((guint)(us / 1000 + 1), on_pause_over, link);
 }
 
 static void charge(PfShimLink *link, uint64_t cpu_us)
 {
-	gint64 wait = pf_quota_spend(link->quota, 0, 0, cpu_us, g_get_monotonic_time());
+	gint64 wait;
 
-	if (wait <= 0 || !link->source)
+	if (!link->quota)
 		return;
-	g_clear_handle_id(&link->source, g_source_remove);
-	link->pause_source = g_timeout_add((guint)(wait / 1000 + 1), on_pause_over, link);
+	wait = pf_quota_spend(link->quota, 0, 0, cpu_us, g_get_monotonic_time());
+	if (wait > 0 && link->source)
+		pause_reading(link, wait);
 }
 
 static gboolean on_readable(gint fd, GIOCondition condition, gpointer userdata)
 {
 	PfShimLink *link = userdata;
-	uint64_t cpu_us = pf_cpu_time_us();
+	uint64_t before_us = pf_cpu_time_us(), turn_us = PF_QUOTA_TURN_US;
+	bool more = true;
 
-	for (int i = 0; i < MESSAGES_A_TURN && link->source; i++)
-		if (!receive(link))
-			break;
-	if (link->quota)
-		charge(link, pf_cpu_time_us() - cpu_us + PF_QUOTA_TURN_US);
+	if (pf_closer_n_pending(link->closer) > PF_RECEIVED_FDS_MAX_PENDING) {
+		pause_reading(link, CLOSING_PAUSE_US);
+		return G_SOURCE_CONTINUE;
+	}
+	/* Each message for itself: one may cost as much as all others. */
+	for (int i = 0; i < MESSAGES_A_TURN && more && link->source; i++) {
+		uint64_t now_us;
+
+		more = receive(link);
+		now_us = pf_cpu_time_us();
+		charge(link, now_us - before_us + turn_us);
+		before_us = now_us;
+		turn_us = 0;
+	}
 	/* The source is removed already where the link was closed meanwhile, or has to wait. */
 	return G_SOURCE_CONTINUE;
 }
 
-void pf_shim_link_start(
-	PfShimLink *link, PfQuota *quota, const PfShimLinkEvents *events, void *userdata)
+void pf_shim_link_start(PfShimLink *link, PfQuota *quota, PfCloser *closer,
+	const PfShimLinkEvents *events, void *userdata)
 {
 	link->quota = quota;
+	link->closer = closer;
 	link->events = events;
 	link->userdata = userdata;
 	link->source = g_unix_fd_add(link->fd, G_IO_IN, on_readable, link);
+	/* Another connection pays no debts. */
+	charge(link, PF_QUOTA_TURN_US);
 }
 
 bool pf_shim_link_has_unread(const PfShimLink *link)
@@ -320,23 +370,10 @@ bool pf_shim_link_has_unread(const PfShimLink *link)
 void pf_shim_link_send(
 	PfShimLink *link, PfShimType type, uint64_t id, const void *data, size_t size, int fd)
 {
-	union {
-		struct cmsghdr align;
-		char bytes[CMSG_SPACE(sizeof(int))];
-	} control;
 	PfShimHeader header = {
 		PF_SHIM_MAGIC, (uint16_t)type, fd >= 0, (uint32_t)(sizeof header + size), 0, id};
 	struct iovec parts[] = {{&header, sizeof header}, {(void *)data, size}};
-	struct msghdr message = {.msg_iov = parts, .msg_iovlen = 2};
 
-	if (fd >= 0) {
-		message.msg_control = &control;
-		message.msg_controllen = sizeof control;
-		*CMSG_FIRSTHDR(&message) = (struct cmsghdr){.cmsg_len = CMSG_LEN(sizeof fd),
-			.cmsg_level = SOL_SOCKET,
-			.cmsg_type = SCM_RIGHTS};
-		memcpy(CMSG_DATA(CMSG_FIRSTHDR(&message)), &fd, sizeof fd);
-	}
-	if (sendmsg(link->fd, &message, MSG_NOSIGNAL | MSG_DONTWAIT) < 0)
+	if (pf_packet_send_parts(link->fd, parts, G_N_ELEMENTS(parts), fd) < 0)
 		pf_shim_link_close(link, "it does not take orders");
 }

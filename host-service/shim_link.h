@@ -6,6 +6,7 @@
  * and sizes and enums were checked before the events hear of them. What they mean is checked by who
  * gets them.
  */
+#include "host-service/closer.h"
 #include "host-service/quota.h"
 #include "proto/shim_protocol.h"
 #include <glib.h>
@@ -23,7 +24,7 @@ typedef struct PfShimLinkEvents {
 	void (*released)(void *userdata, uint64_t id);
 	void (*lost)(void *userdata, const PfShimLost *lost, size_t n);
 	void (*state)(void *userdata, const PfShimState *state);
-	/* fd is the event's; it may be anything. */
+	/* fd is the event's: memory of any kind; -1: what came was something else. */
 	void (*store_returned)(void *userdata, const PfShimStore *store, int fd);
 	void (*listed)(void *userdata, uint64_t id, const PfShimRun *runs, uint32_t n_runs);
 	/* The connection has ended; reason is a sentence. Called once, from the main loop; may free
@@ -43,9 +44,15 @@ bool pf_shim_link_is_alive(const PfShimLink *link);
 pid_t pf_shim_link_pid(const PfShimLink *link);
 uid_t pf_shim_link_uid(const PfShimLink *link);
 
-/* The time that messages take is charged to quota, which may be NULL. All three must live as long as the link. */
-void pf_shim_link_start(
-	PfShimLink *link, PfQuota *quota, const PfShimLinkEvents *events, void *userdata);
+/*
+ * The time that messages take is charged to quota, and closer closes descriptors that nobody wants; both may be NULL. All
+ * four must live as long as the link.
+ */
+void pf_shim_link_start(PfShimLink *link, PfQuota *quota, PfCloser *closer,
+	const PfShimLinkEvents *events, void *userdata);
+
+/* Nothing is read until it is held no longer, not even the end of the connection. */
+void pf_shim_link_hold(PfShimLink *link, bool hold);
 
 /* Something has come that nobody has heard of yet. */
 bool pf_shim_link_has_unread(const PfShimLink *link);

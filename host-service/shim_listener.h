@@ -7,13 +7,16 @@
 #include "host-service/vm.h"
 #include <sys/types.h>
 
+#define PF_SHIM_LISTENER_WAIT_MS 30000
+
 typedef struct PfShimListener PfShimListener;
 
 /*
- * fd: where they connect (nonblocking); consumed. find_vm() gives the VM that runs as this process, or NULL.
+ * fd: where they connect (nonblocking); consumed. wait_ms: for how long one may wait for its VM. find_vm() gives the VM
+ * that runs as this process, or NULL.
  */
 PfShimListener *pf_shim_listener_new(
-	int fd, PfVm *(*find_vm)(void *userdata, pid_t pid), void *userdata);
+	int fd, guint wait_ms, PfVm *(*find_vm)(void *userdata, pid_t pid), void *userdata);
 void pf_shim_listener_free(PfShimListener *listener);
 
 /* More VMs may be known than before. */

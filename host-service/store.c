@@ -18,7 +18,9 @@
  * to wait or to lie. Seals exist for memory files only, so whoever has them is no FUSE file, and fstat() is safe. Its
  * owner is the user of whoever made it, and no other user can open it for writing: then its bytes are ours too, unless
  * it is a staging memfd, which has one more seal. A reader can still make a hole into a page, of zeros, by touching it:
- * that is why what is not live is given back by a walk over what is really there.
+ * that is why what is not live is given back by a walk over what is really there, the sweep. It gives back whole
+ * stretches between live frames, and not each page that was touched, for a page costs as much as a long stretch. A sweep
+ * only goes forward, so it ends whatever is touched behind it or before it.
  */
 #include "host-service/store.h"
 #include "common/log.h"
@@ -43,6 +45,7 @@
 #define GROUP_SIZE     256
 #define ID_SIZE        16
 #define MARK_STEP      512u
+#define SWEEP_PAGES    2048u /* in one call of the kernel: one or two milliseconds if all are there */
 #define PAGE_KIB       (PF_PAGE_SIZE / 1024)
 #define LABEL_MAGIC    0x0065726f74736670ull /* "pfstore" */
 #define LABEL_VERSION  2u                    /* 1 had no members */
@@ -86,7 +89,9 @@ struct PfStore {
 	uint64_t room;      /* frames, with the label */
 	uint64_t first_own; /* all below count as used */
 	uint64_t n_live;
-	bool swept; /* below first_own there is nothing but what is live */
+	uint64_t swept_to;  /* below it and below first_own there is nothing but what is live */
+	uint64_t sweep_at;  /* the sweep's next page; 0: there is no sweep */
+	uint64_t swept_kib; /* by it */
 	PfFrameSet *live;
 	PfFrameSet *used;        /* by this service */
 	PfStoreMembers *members; /* NULL until fd is there */
@@ -370,8 +375,8 @@ static void set_live(PfStore *store, PfFrame frame)
 /* Of an earlier service, and neither claimed nor given back. */
 static bool is_unclaimed(const PfStore *store, PfFrame frame)
 {
-	return frame.v >= PF_STORE_FIRST_FRAME && frame.v < store->first_own && !store->swept &&
-	       !pf_frame_set_has(store->used, frame);
+	return frame.v >= PF_STORE_FIRST_FRAME && frame.v < store->first_own &&
+	       frame.v >= store->swept_to && !pf_frame_set_has(store->used, frame);
 }
 
 static int raise_mark(PfStore *store, uint64_t frame)
@@ -440,42 +445,60 @@ void pf_store_drop(PfStore *store, PfFrame frame)
 	punch(store, frame.v, 1);
 }
 
-/* Returns how many of these pages were given back. */
-static uint64_t sweep_range(PfStore *store, uint64_t first, uint64_t end)
+/* Behind the label and the members, who may become more at any time. */
+static uint64_t first_swept(const PfStore *store)
 {
-	uint64_t n_punched = 0;
-
-	for (uint64_t stop; first < end; first = stop) {
-		bool live = pf_frame_set_has(store->live, (PfFrame){first});
-
-		for (stop = first + 1; stop < end; stop++)
-			if (pf_frame_set_has(store->live, (PfFrame){stop}) != live)
-				break;
-		if (!live && punch(store, first, stop - first) == 0)
-			n_punched += stop - first;
-	}
-	return n_punched;
+	return pf_store_n_pages(store) - store->n_live;
 }
 
-uint64_t pf_store_sweep(PfStore *store)
+void pf_store_start_sweep(PfStore *store)
 {
-	uint64_t there = pf_store_allocated_kib(store) / PAGE_KIB, n_punched = 0;
-	uint64_t ours = pf_store_n_pages(store);
-	off_t end = (off_t)(ours - store->n_live) << PF_PAGE_SHIFT; /* of label and members */
-	off_t at = there > ours ? lseek(store->fd, end, SEEK_DATA) : -1;
+	store->sweep_at = first_swept(store);
+	store->swept_kib = 0;
+}
 
-	/* Not more than was too much: somebody may go before us and touch holes as fast as we find them. */
-	while (at >= 0 && n_punched < there - ours) {
-		off_t hole = lseek(store->fd, at, SEEK_HOLE);
+bool pf_store_is_sweeping(const PfStore *store)
+{
+	return store->sweep_at != 0;
+}
 
-		if (hole < 0)
+/* From the next page on that is there. false: there is none. */
+static bool sweep_stretch(PfStore *store)
+{
+	uint64_t at = MAX(store->sweep_at, first_swept(store)), n;
+	off_t data = lseek(store->fd, (off_t)(at << PF_PAGE_SHIFT), SEEK_DATA);
+
+	if (data < 0)
+		return false;
+	at = (uint64_t)data >> PF_PAGE_SHIFT;
+	n = pf_frame_set_stretch(store->live, (PfFrame){at}, MIN(SWEEP_PAGES, store->room - at));
+	if (!pf_frame_set_has(store->live, (PfFrame){at}))
+		punch(store, at, n);
+	store->sweep_at = at + n;
+	store->swept_to = MAX(store->swept_to, store->sweep_at);
+	return true;
+}
+
+bool pf_store_sweep(PfStore *store, int64_t max_us, uint64_t *freed_kib)
+{
+	uint64_t before_kib = pf_store_allocated_kib(store), after_kib;
+	int64_t end_us = g_get_monotonic_time() + max_us;
+	bool more = store->sweep_at != 0;
+
+	while (more) {
+		more = sweep_stretch(store);
+		if (g_get_monotonic_time() >= end_us)
 			break;
-		n_punched += sweep_range(
-			store, (uint64_t)at >> PF_PAGE_SHIFT, (uint64_t)hole >> PF_PAGE_SHIFT);
-		at = lseek(store->fd, hole, SEEK_DATA);
 	}
-	store->swept |= at < 0;
-	return n_punched * PAGE_KIB;
+	if (!more && store->sweep_at != 0) {
+		store->sweep_at = 0;
+		store->swept_to = store->room;
+	}
+	after_kib = pf_store_allocated_kib(store);
+	/* Somebody may have touched more meanwhile. */
+	store->swept_kib += before_kib > after_kib ? before_kib - after_kib : 0;
+	*freed_kib = store->swept_kib;
+	return more;
 }
 
 uint64_t pf_store_n_frames(const PfStore *store)

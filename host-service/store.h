@@ -67,9 +67,15 @@ void pf_store_claim(PfStore *store, PfFrame frame);
 /* Nobody maps the frame any more: its memory goes back to the host. */
 void pf_store_drop(PfStore *store, PfFrame frame);
 
-/* Gives back what the memfd holds beside the frames that were written or claimed and not dropped: remains of an earlier
- * service, or holes that somebody has touched. Returns KiB. */
-uint64_t pf_store_sweep(PfStore *store);
+/*
+ * Gives back what the memfd holds beside the frames that were written or claimed and not dropped: remains of an earlier
+ * service, or holes that somebody has touched. A sweep is one way through the store, from pf_store_start_sweep() on.
+ * Whoever has the store decides how much there is to do, so pf_store_sweep() does what it can in max_us, and one system call
+ * at least. false: the end was reached. *freed_kib: since the start.
+ */
+void pf_store_start_sweep(PfStore *store);
+bool pf_store_is_sweeping(const PfStore *store);
+bool pf_store_sweep(PfStore *store, int64_t max_us, uint64_t *freed_kib);
 
 /*
  * To be called before this process (which lives) is given the store, and when it turns out to have it. 1: it is a member

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 #pragma once
 /* systemd keeps stores between two starts of the program: its descriptor store (FDSTORE). Without systemd it is nobody. */
-#include "host-service/groups.h"
+#include "host-service/keeper.h"
+#include <glib.h>
 
 /*
  * Takes the stores that systemd has kept for us (sd_listen_fds_with_names), and nothing else of what it hands over; once.

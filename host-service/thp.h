@@ -4,7 +4,7 @@
 #include <glib.h>
 
 typedef enum PfThp {
-	PF_THP_DEFAULT,  /* of a VM: as the host has it */
+	PF_THP_DEFAULT,  /* of a VM: as its trust group has it */
 	PF_THP_PRESERVE, /* never */
 	PF_THP_BALANCED, /* for at least PF_THP_BALANCED_PAGES fusable pages in it, or under memory pressure */
 	PF_THP_ALL, /* always */

@@ -4,6 +4,15 @@
 #include "host-service/broker.h"
 #include "host-service/fusion.h"
 
+/* What of a view has no pointers: it is copied whole, wherever a view goes. */
+typedef struct PfVmFigures {
+	gboolean shim_connected;
+	PfThp thp;             /* in force: never PF_THP_DEFAULT */
+	PfFusionVmStats stats; /* zeros while the VM does not run */
+	PfShimState shim;      /* as the shim last said, zeros before */
+	guint64 paused_ms; /* nothing was read from the VM, because it asked for too much; so far */
+} PfVmFigures;
+
 /* A VM; valid during the call that hands it out. */
 typedef struct PfVmView {
 	const PfDomain *domain;
@@ -11,11 +20,7 @@ typedef struct PfVmView {
 			       moment */
 	const char *agent_version; /* empty: no agent was heard of */
 	const char *kernel;        /* the guest's, empty likewise */
-	gboolean shim_connected;
-	PfThp thp;             /* in force: never PF_THP_DEFAULT */
-	PfFusionVmStats stats; /* zeros while the VM does not run */
-	PfShimState shim;      /* as the shim last said, zeros before */
-	guint64 paused_ms; /* nothing was read from the VM, because it asked for too much; so far */
+	PfVmFigures figures;
 } PfVmView;
 
 typedef struct PfHostView {

@@ -133,6 +133,13 @@ void pf_vm_update(PfVm *vm, const PfDomain *domain)
 {
 	g_autofree char *refusal = refusal_of(domain);
 
+	PfDomain allowed = *domain;
+
+	/* Its hints would count for others of its group. */
+	if (refusal) {
+		allowed.channel[0] = 0;
+		pf_fusion_session_started(vm->fusion);
+	}
 	if (vm->shim && (!refusal != !vm->refusal))
 		pf_shim_link_close(vm->shim, refusal ? "the VM is not to be fused any more"
 						     : "the VM may be fused again");
@@ -142,7 +149,8 @@ void pf_vm_update(PfVm *vm, const PfDomain *domain)
 	pf_fusion_set_thp(vm->fusion, vm->thp);
 	pf_fusion_set_policy(vm->fusion, pf_config_policy(vm->context->config, vm->group_name),
 		domain->memory_pages);
-	pf_guest_update(vm->guest, domain);
+	pf_guest_update(vm->guest, &allowed);
+	vm->context->wanted(vm->context->userdata);
 }
 
 void pf_vm_pump(PfVm *vm)
@@ -186,10 +194,32 @@ static char *reason_for_maps(const PfVm *vm)
 		(guint64)state->maps, (guint64)state->maps_budget);
 }
 
+static char *reason_for_quota(const PfVm *vm)
+{
+	static const struct {
+		const char *asked, *keys;
+	} quotas[] = {
+		[PF_QUOTA_CANDIDATES] = {"names more pages that are not shared",
+			"candidates-percent"},
+		[PF_QUOTA_FRAMES] = {"could give more pages to share", "frames-percent"},
+		[PF_QUOTA_INDEX] = {"needs more of the service's memory",
+			"index-memory-percent (or memory-limit, for all VMs together)"},
+	};
+	PfFusionVmStats stats;
+
+	pf_fusion_vm_stats(vm->fusion, &stats);
+	if (stats.quota == PF_QUOTA_NONE)
+		return NULL;
+	return g_strdup_printf(
+		"its guest %s than its trust group, %s, allows: raise %s in pagefusiond.conf",
+		quotas[stats.quota].asked, vm->group_name, quotas[stats.quota].keys);
+}
+
 static char *reason_of(const PfVm *vm)
 {
 	const char *reason = pf_guest_reason(vm->guest);
 	const char *exceeded = pf_quota_exceeded(&vm->quota, g_get_monotonic_time());
+	char *maps;
 
 	if (vm->refusal)
 		return g_strdup(vm->refusal);
@@ -215,7 +245,8 @@ static char *reason_of(const PfVm *vm)
 		return g_strdup_printf("its guest or its QEMU asks for more than its trust group "
 				       "allows and is slowed: %s",
 			exceeded);
-	return reason_for_maps(vm);
+	maps = reason_for_maps(vm);
+	return maps ? maps : reason_for_quota(vm);
 }
 
 void pf_vm_view(PfVm *vm, PfVmView *view)
@@ -225,9 +256,9 @@ void pf_vm_view(PfVm *vm, PfVmView *view)
 	view->reason = vm->reason ? vm->reason : "";
 	view->agent_version = pf_guest_agent_version(vm->guest);
 	view->kernel = pf_guest_kernel(vm->guest);
-	view->shim_connected = vm->shim != NULL;
-	view->thp = vm->thp;
-	view->shim = vm->state;
-	view->paused_ms = vm->quota.paused_us / 1000;
-	pf_fusion_vm_stats(vm->fusion, &view->stats);
+	view->figures = (PfVmFigures){.shim_connected = vm->shim != NULL,
+		.thp = vm->thp,
+		.shim = vm->state,
+		.paused_ms = vm->quota.paused_us / 1000};
+	pf_fusion_vm_stats(vm->fusion, &view->figures.stats);
 }

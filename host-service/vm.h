@@ -64,5 +64,12 @@ void pf_vm_take_shim(PfVm *vm, PfShimLink *link);
 /* Sends orders as far as the shim has room. */
 void pf_vm_pump(PfVm *vm);
 
+/*
+ * For now and then: the guest's session begins anew if it has hinted so many pages that its quotas may have refused some,
+ * which it would never hint again by itself. Not more often than once a minute, and more and more rarely while it hints
+ * as many each time. The guest cannot tell from it what was fused.
+ */
+void pf_vm_ask_again(PfVm *vm, gint64 now_us);
+
 /* Everything in view but domain. reason is valid until the next main loop iteration. */
 void pf_vm_view(PfVm *vm, PfVmView *view);

@@ -12,15 +12,15 @@
  */
 typedef enum PfTalk {
 	TALK_HELLO,     /* HELLO */
-	TALK_FOREIGN,   /* RELEASED, and nothing more: there is no version in common */
+	TALK_FOREIGN,   /* RELEASED, likewise: there is no version in common */
 	TALK_RETURNING, /* STORE_RETURN */
 	TALK_RELEASING, /* RELEASED, of everything */
-	TALK_REFUSED,   /* none: the VM is not to be fused */
+	TALK_REFUSED,   /* none: the VM is not to be fused, or there is no version in common */
 	TALK_DEVICE,    /* none: the broker is asked for the device */
 	TALK_ATTACHING, /* READY, also after one that said no */
-	TALK_LOCATING,  /* none: the list waits for the guest to be located */
+	TALK_LOCATING,  /* none: the list waits for the guest to be located, or for its time */
 	TALK_LISTING,   /* LISTED, then RELEASED */
-	TALK_TAKING,    /* none: the list is taken over */
+	TALK_TAKING,    /* none: the rest of the list is taken over */
 	TALK_SETTLING,  /* RELEASED, of what cannot be taken over */
 	TALK_READY,     /* answers to orders */
 } PfTalk;
@@ -64,6 +64,12 @@ struct PfVm {
 	gboolean is_held_off; /* so many that the last one had to wait */
 	gint64 connections_since_us;
 	guint capture_source, capture_pause_ms; /* it is not asked for captures; the newest pause */
+	gint64 ask_us;                          /* refused hints are not asked for before that */
+	guint ask_pause_s;                      /* the newest pause of that kind */
+	gboolean is_listing;
+	guint list_source, list_wait_source; /* its list has taken too long; the next may begin */
+	guint list_pause_ms;                 /* the newest after one that broke off */
+	gint64 list_us, next_list_us;        /* the newest began, the next may not begin earlier */
 
 	char *reason; /* the newest that pf_vm_view() has made */
 };
@@ -97,7 +103,13 @@ void pf_vm_expect_nothing(PfVm *vm);
 void pf_vm_expect_answers(PfVm *vm);
 /* It has said something, if that was expected. */
 void pf_vm_was_heard(PfVm *vm);
-void pf_vm_has_captured(PfVm *vm);
+void pf_vm_has_captured(PfVm *vm, const PfOrdersCapture *capture);
+
+/* FALSE: not yet; pf_vm_shim_guest_changed() follows when it may. */
+gboolean pf_vm_may_list(PfVm *vm);
+/* A list begins: it has to end in time. It ends, if there is one: whole, or broken off. */
+void pf_vm_list_begins(PfVm *vm);
+void pf_vm_list_ends(PfVm *vm, gboolean whole);
 
 /* For how long the shim may be silent, in general and at first. */
 guint pf_vm_answer_ms(const PfVm *vm);

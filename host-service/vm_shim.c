@@ -6,7 +6,7 @@
  * the shim is. A shim that is new maps nothing; it gets the userfaultfd device, the group's store and a staging memfd.
  * One that was fused before, by an earlier connection or an earlier service, sends back the store that it has. If that
  * is the group's store, or becomes it, the shim lists what it has fused, as soon as the guest is located (a page is
- * known here by its gfn), and that is taken over (listing.c); if not, everything is released. Pages that cannot be
+ * known here by its gfn), and that is taken over while it comes (listing.c); if not, everything is released. Pages that cannot be
  * taken over are released too, and only then the list is at its end: frames that nobody claimed may be freed after it.
  *
  * Behind LIST goes a RELEASE of nothing. Its answer tells that whatever was lost while the list was made has been
@@ -90,6 +90,7 @@ void pf_vm_shim_free(PfVm *vm)
 static void drop_shim(PfVm *vm)
 {
 	pf_vm_shim_free(vm);
+	pf_vm_list_ends(vm, FALSE);
 	set_talk(vm, TALK_HELLO);
 	vm->has_store = FALSE;
 	vm->settling_losses = 0;
@@ -125,11 +126,14 @@ static void answered(PfVm *vm, gboolean asked)
 static void on_captured(void *userdata, uint64_t id, const uint8_t *answer, uint32_t n_pages)
 {
 	PfVm *vm = userdata;
+	PfOrdersCapture capture;
+	gboolean asked = vm->talk == TALK_READY &&
+			 pf_orders_captured(vm->orders, pf_group_peek_store(vm->group), id, answer,
+				 n_pages, &capture);
 
-	answered(vm, vm->talk == TALK_READY &&
-			     pf_orders_captured(vm->orders, pf_group_peek_store(vm->group), id,
-				     answer, n_pages));
-	pf_vm_has_captured(vm);
+	answered(vm, asked);
+	if (asked)
+		pf_vm_has_captured(vm, &capture);
 }
 
 static void on_fused(void *userdata, uint64_t id, const uint8_t *results, uint32_t n_pages)
@@ -171,6 +175,37 @@ static gboolean is_too_much(const PfVm *vm)
 	return vm->settling_losses > 2 * pf_guest_n_pages(vm->guest) + SPARE_LOSSES;
 }
 
+static gboolean on_take(gpointer userdata);
+
+static void take_later(PfVm *vm, gint64 wait_us)
+{
+	if (vm->take_source)
+		return;
+	if (wait_us > 0)
+		vm->take_source = g_timeout_add((guint)(wait_us / 1000 + 1), on_take, vm);
+	else
+		vm->take_source = g_idle_add(on_take, vm);
+}
+
+/* It has listed, or lost, more. While it is not read from it is not its fault that nothing comes. */
+static void has_added(PfVm *vm)
+{
+	take_later(vm, 0);
+	if (!pf_listing_is_full(vm->listing))
+		return;
+	pf_shim_link_hold(vm->shim, true);
+	pf_vm_expect_nothing(vm);
+}
+
+static void go_on_reading(PfVm *vm)
+{
+	if (pf_listing_is_full(vm->listing))
+		return;
+	pf_shim_link_hold(vm->shim, false);
+	if (vm->talk == TALK_LISTING && !vm->deadline_source)
+		pf_vm_expect(vm, pf_vm_answer_ms(vm));
+}
+
 static void on_lost(void *userdata, const PfShimLost *lost, size_t n)
 {
 	PfVm *vm = userdata;
@@ -180,7 +215,9 @@ static void on_lost(void *userdata, const PfShimLost *lost, size_t n)
 	if (vm->talk != TALK_READY)
 		pf_vm_was_heard(vm);
 	if (vm->talk == TALK_LISTING || vm->talk == TALK_TAKING) {
-		if (!pf_listing_add_lost(vm->listing, lost, n))
+		if (pf_listing_add_lost(vm->listing, lost, n))
+			has_added(vm);
+		else
 			pf_shim_link_close(vm->shim, "it has lost more than the VM can have");
 		return;
 	}
@@ -263,20 +300,8 @@ static void begin_fusing(PfVm *vm)
 static void end_list(PfVm *vm)
 {
 	pf_fusion_list_end(vm->fusion, g_get_monotonic_time());
+	pf_vm_list_ends(vm, TRUE);
 	begin_fusing(vm);
-}
-
-static gboolean on_take(gpointer userdata);
-
-/* Hashing what it has listed is charged to the VM as well. */
-static void take_later(PfVm *vm, uint64_t cpu_us)
-{
-	gint64 wait = pf_quota_spend(&vm->quota, 0, 0, cpu_us, g_get_monotonic_time());
-
-	if (wait > 0)
-		vm->take_source = g_timeout_add((guint)(wait / 1000 + 1), on_take, vm);
-	else
-		vm->take_source = g_idle_add(on_take, vm);
 }
 
 static void end_taking(PfVm *vm)
@@ -300,11 +325,16 @@ static gboolean on_take(gpointer userdata)
 {
 	PfVm *vm = userdata;
 	uint64_t cpu_us = pf_cpu_time_us();
+	gboolean more = pf_listing_step(vm->listing);
+	gint64 wait;
 
 	vm->take_source = 0;
-	if (pf_listing_step(vm->listing))
-		take_later(vm, pf_cpu_time_us() - cpu_us);
-	else
+	/* Hashing what it has listed is charged to the VM as well. */
+	wait = pf_quota_spend(&vm->quota, 0, 0, pf_cpu_time_us() - cpu_us, g_get_monotonic_time());
+	go_on_reading(vm);
+	if (more)
+		take_later(vm, wait);
+	else if (vm->talk == TALK_TAKING)
 		end_taking(vm);
 	return G_SOURCE_REMOVE;
 }
@@ -313,10 +343,12 @@ static void list(PfVm *vm)
 {
 	const PfShimRange nothing = {0, 0};
 
+	g_clear_pointer(&vm->shim_reason, g_free);
 	set_talk(vm, TALK_LISTING);
 	vm->listing = pf_listing_new(
 		vm->fusion, vm->guest, pf_group_peek_store(vm->group), vm->context->hasher);
 	pf_fusion_list_begin(vm->fusion);
+	pf_vm_list_begins(vm);
 	pf_shim_link_send(vm->shim, PF_SHIM_LIST, LIST_ID, NULL, 0, -1);
 	pf_shim_link_send(vm->shim, PF_SHIM_RELEASE, RELEASE_ID, &nothing, sizeof nothing, -1);
 }
@@ -328,13 +360,15 @@ static void on_listed(void *userdata, uint64_t id, const PfShimRun *runs, uint32
 	pf_vm_was_heard(vm);
 	if (vm->talk != TALK_LISTING || id != LIST_ID)
 		speaks_out_of_turn(vm);
-	else if (!pf_listing_add(vm->listing, runs, n_runs))
+	else if (pf_listing_add(vm->listing, runs, n_runs))
+		has_added(vm);
+	else
 		pf_shim_link_close(vm->shim, "it lists more than the VM can have");
 }
 
 void pf_vm_shim_guest_changed(PfVm *vm)
 {
-	if (vm->talk == TALK_LOCATING && pf_guest_located(vm->guest))
+	if (vm->talk == TALK_LOCATING && pf_guest_located(vm->guest) && pf_vm_may_list(vm))
 		list(vm);
 	update_ready(vm);
 }
@@ -428,7 +462,8 @@ static void ask_for_device(PfVm *vm)
 	set_talk(vm, TALK_DEVICE);
 	vm->refs++;
 	*attach = (Attach){vm, vm->shim_serial};
-	pf_broker_open_userfaultfd(vm->context->broker, on_device, attach);
+	pf_broker_open_userfaultfd(
+		vm->context->broker, pf_guest_uuid(vm->guest), on_device, attach);
 }
 
 static gboolean on_device_again(gpointer userdata)
@@ -443,11 +478,9 @@ static gboolean on_device_again(gpointer userdata)
 static void maps_nothing(PfVm *vm)
 {
 	pf_fusion_shim_empty(vm->fusion);
+	pf_vm_list_ends(vm, FALSE);
 	vm->context->wanted(vm->context->userdata);
-	pf_vm_expect_nothing(vm);
-	if (vm->talk == TALK_FOREIGN)
-		return;
-	if (vm->refusal)
+	if (vm->refusal || vm->talk == TALK_FOREIGN)
 		set_talk(vm, TALK_REFUSED);
 	else
 		ask_for_device(vm);
@@ -584,6 +617,6 @@ void pf_vm_shim_begin(PfVm *vm, PfShimLink *link)
 {
 	g_clear_pointer(&vm->shim_reason, g_free);
 	vm->shim = link;
-	pf_shim_link_start(link, &vm->quota, &shim_events, vm);
+	pf_shim_link_start(link, &vm->quota, pf_guest_closer(vm->guest), &shim_events, vm);
 	pf_vm_expect(vm, pf_vm_hello_ms(vm));
 }

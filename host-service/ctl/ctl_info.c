@@ -119,7 +119,7 @@ static void print_thp(FILE *out, GVariantDict *vm)
 	if (!g_variant_dict_lookup(vm, "thp", "&s", &policy))
 		return;
 	g_variant_dict_lookup(vm, "thp-setting", "&s", &setting);
-	text = g_strconcat(policy, g_str_equal(setting, "default") ? " (host)" : "", NULL);
+	text = g_strconcat(policy, g_str_equal(setting, "default") ? " (group)" : "", NULL);
 	print_line(out, "Huge pages:", text);
 }
 

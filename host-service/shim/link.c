@@ -35,6 +35,7 @@
 #define STATE_INTERVAL_MS 500
 #define ASIDE_INTERVAL_MS 500
 #define SEND_TIMEOUT_S    10
+#define CONNECT_TIMEOUT_S 60 /* whoever gives up loses his place, and there may be a crowd */
 
 static struct sockaddr_un service = {.sun_family = AF_UNIX};
 
@@ -393,20 +394,28 @@ static int serve_once(Link *link)
 	return error;
 }
 
+/* For connecting it counts too. */
+static void set_send_timeout(int fd, time_t seconds)
+{
+	struct timeval timeout = {.tv_sec = seconds};
+
+	setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &timeout, sizeof timeout);
+}
+
 static int connect_service(void)
 {
-	struct timeval timeout = {.tv_sec = SEND_TIMEOUT_S};
 	int fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
 
 	if (fd < 0)
 		return -errno;
-	setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &timeout, sizeof timeout);
+	set_send_timeout(fd, CONNECT_TIMEOUT_S);
 	if (connect(fd, (struct sockaddr *)&service, sizeof service) < 0) {
 		int error = -errno;
 
 		close(fd);
 		return error;
 	}
+	set_send_timeout(fd, SEND_TIMEOUT_S);
 	return fd;
 }
 

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 #include "tests/fuzz/fake_broker.h"
 #include "host-service/broker_protocol.h"
+#include "host-service/packet.h"
 #include "tests/fuzz/hostile_qemu.h"
 #include <fcntl.h>
 #include <sys/socket.h>
@@ -63,7 +64,7 @@ static void answer_request(FakeBroker *broker, const PfBrokerRequest *request)
 		MUST(request->type == PF_BROKER_TRANSLATE);
 		translate(broker, request, &answer);
 	}
-	MUST(pf_broker_send(broker->socket, &answer, sizeof answer, fd) == 0);
+	MUST(pf_packet_send(broker->socket, &answer, sizeof answer, fd) == 0);
 	if (fd >= 0)
 		close(fd);
 }
@@ -76,7 +77,7 @@ gboolean fake_broker_serve(FakeBroker *broker)
 	ssize_t n;
 	int fd;
 
-	while (!(broker->trouble & FAKE_SILENT) && (n = pf_broker_receive(broker->socket, &request,
+	while (!(broker->trouble & FAKE_SILENT) && (n = pf_packet_receive(broker->socket, &request,
 							    sizeof request, &fd, &n_fds)) > 0) {
 		MUST(pf_broker_check_request(&request, (size_t)n, n_fds));
 		answer_request(broker, &request);

@@ -222,19 +222,40 @@ static bool frame_digest(void *userdata, PfFrame frame, PfDigest *digest)
 	return true;
 }
 
+/* So much memory is used that a VM may not get the chunks and tables that one page needs at worst. */
+static bool model_is_tight(const Model *model)
+{
+	uint64_t growth = 160 * 1024 + model->fusion->n_capturing * (uint64_t)PF_LAYOUT_RANGE_BYTES;
+
+	return model->memory_limit > 0 &&
+	       model->fusion->memory_bytes + growth >= model->memory_limit / 2;
+}
+
+/* The service knows that the page is mapped so, or has ordered it. */
+static bool model_is_target(const ModelVm *m, unsigned page, int64_t frame)
+{
+	const PfFusionGroup *group = m->vm->group;
+	uint32_t number = pf_page_find(m->vm, model_gfn(page).v);
+	const PfPage *p = number != 0 ? pf_page(group, number) : NULL;
+
+	return p && (p->state == PF_HINT_FUSED || p->state == PF_HINT_ORDERED) &&
+	       pf_entry(group, p->target)->frame == frame;
+}
+
 /* One item of its list, as if it were mapped so. */
 static void model_list(Model *model, ModelVm *m, unsigned page, int64_t frame)
 {
 	ModelStore *store = model_store(model, m);
 	bool exists = frame < (int64_t)N_FRAMES && store->frames[frame] >= 0;
-	bool own = frame >= store->first_own;
-	bool full = pf_vm_index_bytes(m->vm) >= m->max_index_bytes;
+	bool own = frame >= store->first_own, ordered = model_is_target(m, page, frame);
+	bool full = pf_vm_index_bytes(m->vm) >= m->max_index_bytes || model_is_tight(model);
 	int r = pf_fusion_listed(m->vm, model_gfn(page), (PfFrame){(uint64_t)frame}, frame_digest,
 		store, model->now_us);
 
 	MUST(r == 0 || r == 1);
 	MUST(exists || r == 1);
-	MUST(!(exists && own) || r == 0 || full);
+	MUST(!own || r == 1 || ordered);
+	MUST(!(exists && ordered) || r == 0 || full);
 	/* What is refused is released at once. */
 	m->mapped[page] = m->told[page] = r == 0 ? frame : -1;
 }

@@ -4,6 +4,7 @@
  * check keeps the promises that the code behind it relies on.
  */
 #include "host-service/broker_protocol.h"
+#include "host-service/packet.h"
 #include "host-service/qemu_process.h"
 #include <errno.h>
 #include <stdlib.h>
@@ -35,6 +36,7 @@ static void check_request(const uint8_t *data, size_t size)
 		require(pf_group_name_is_valid(request.group) ==
 			!!(request.changes & PF_VM_SET_GROUP));
 	}
+	require(request.type == PF_BROKER_MODIFY || pf_broker_is_uuid(request.vm));
 	if (request.type != PF_BROKER_TRANSLATE)
 		return;
 	require(request.n_ranges >= 1 && request.n_ranges <= PF_SESSION_MAX_RAM_RANGES);
@@ -73,9 +75,9 @@ static void check_socket(const uint8_t *data, size_t size)
 
 	require(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, sockets) ==
 		0);
-	require(pf_broker_receive(sockets[1], &request, sizeof(request), &fd, &n_fds) == -EAGAIN);
-	require(pf_broker_send(sockets[0], data, size, size % 2 ? sockets[0] : -1) == 0);
-	n = pf_broker_receive(sockets[1], &request, sizeof(request), &fd, &n_fds);
+	require(pf_packet_receive(sockets[1], &request, sizeof(request), &fd, &n_fds) == -EAGAIN);
+	require(pf_packet_send(sockets[0], data, size, size % 2 ? sockets[0] : -1) == 0);
+	n = pf_packet_receive(sockets[1], &request, sizeof(request), &fd, &n_fds);
 	require(n == (ssize_t)size && n_fds == size % 2 && (fd >= 0) == (n_fds == 1));
 	require(memcmp(&request, data, MIN(size, sizeof(request))) == 0);
 	require(!n_fds || !pf_broker_check_request(&request, size, n_fds));

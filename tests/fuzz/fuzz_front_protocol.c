@@ -6,10 +6,10 @@
  */
 #include "common/log.h"
 #include "common/text.h"
-#include "host-service/broker_protocol.h"
 #include "host-service/dbus_values.h"
 #include "host-service/front.h"
 #include "host-service/front_protocol.h"
+#include "host-service/packet.h"
 #include "tests/fuzz/records.h"
 #include <fcntl.h>
 #include <stdlib.h>
@@ -94,7 +94,7 @@ static void show(const PfFrontAnswer *answer)
 	for (guint i = 0; i < answer->vms->len; i++) {
 		const PfVmView *vm = g_ptr_array_index(answer->vms, i);
 
-		REQUIRE(vm->thp != PF_THP_DEFAULT);
+		REQUIRE(vm->figures.thp != PF_THP_DEFAULT);
 		require_clean(vm->reason);
 		require_clean(vm->agent_version);
 		require_clean(vm->kernel);
@@ -159,7 +159,7 @@ static PfFrontMessage good_message(unsigned kind)
 	else
 		message.id = run.answered + 1;
 	if (kind == VM)
-		message.body.vm.thp = PF_THP_BALANCED;
+		message.body.vm.figures.thp = PF_THP_BALANCED;
 	if (kind == END)
 		message.body.end = (PfFrontEnd){.connected = 1, .found = 1};
 	return message;
@@ -172,12 +172,12 @@ static void say(int peer, const Record *record)
 	PfFrontMessage message;
 
 	if (kind == RAW) {
-		pf_broker_send(peer, record->bytes, record->size, fd);
+		pf_packet_send(peer, record->bytes, record->size, fd);
 		return;
 	}
 	message = good_message(kind);
 	memcpy(&message.body, record->bytes, MIN(record->size, sizeof(message.body)));
-	pf_broker_send(peer, &message, sizeof(message), fd);
+	pf_packet_send(peer, &message, sizeof(message), fd);
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)

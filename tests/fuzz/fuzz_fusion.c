@@ -106,7 +106,6 @@ static void get_charges(const Model *model, Charges charges[N_VMS])
 static void check_charges(const Model *model, const ModelVm *m, const Charges before[N_VMS])
 {
 	const Charges *old = &before[m - model->vms], *new;
-	uint64_t fair = model->memory_limit / N_VMS;
 	Charges after[N_VMS];
 
 	get_charges(model, after);
@@ -120,8 +119,7 @@ static void check_charges(const Model *model, const ModelVm *m, const Charges be
 	if (new->over_quota > old->over_quota)
 		MUST(MAX(new->candidates, old->candidates) >= m->max_candidates ||
 			MAX(new->index_bytes, old->index_bytes) >= m->max_index_bytes ||
-			(model->memory_limit > 0 &&
-				MAX(new->index_bytes, old->index_bytes) > fair));
+			model_is_tight(model));
 }
 
 static void op_hints(Model *model, ModelVm *m, Input *in)
@@ -187,7 +185,7 @@ static void answer_capture(Model *model, ModelVm *m, const PfOrder *order, Input
 	PfDigest digests[PF_SHIM_MAX_CAPTURE];
 	Publish p = {
 		model_store(model, m), model->no_memory, digests, (uint8_t)(m - model->vms + 1)};
-	PfCapture capture = {results, digests, publish, &p};
+	PfCapture capture = {results, digests, publish, &p, NULL};
 	uint32_t n = 0;
 
 	for (uint32_t i = 0; i < order->n_runs; i++) {
@@ -256,7 +254,7 @@ static void op_bad_answer(Model *model, ModelVm *m, Input *in)
 	uint32_t n = order ? order->n_pages - 1 : 1;
 	uint8_t result = PF_SHIM_DONE;
 	PfDigest digest = model_digest(0);
-	PfCapture capture = {&result, &digest, publish, NULL};
+	PfCapture capture = {&result, &digest, publish, NULL, NULL};
 
 	MUST(pf_fusion_captured(m->vm, id, n, &capture, model->now_us) == -EPROTO);
 	MUST(pf_fusion_fused(m->vm, id, n, &result, model->now_us) == -EPROTO);
@@ -434,7 +432,7 @@ static void op_policy(Model *model, ModelVm *m, Input *in)
 	if (how >= 8) {
 		op_quotas(m, in);
 	} else if (how == 7) {
-		model->memory_limit = (uint64_t)take(in, 8) * 65536;
+		model->memory_limit = (uint64_t)take(in, 8) * 131072;
 		pf_fusion_set_memory_limit(model->fusion, model->memory_limit);
 	} else if (how == 6) {
 		pf_fusion_set_capturing(m->vm, take(in, 2) == 0);
@@ -531,6 +529,15 @@ static void one_call(Model *model, Input *in)
 	}
 }
 
+/* Each call takes memory below the limit only; but for a new group's first giver, and the tables that find frames. */
+static void check_memory(const Model *model, uint64_t before)
+{
+	uint64_t limit = model->memory_limit;
+
+	if (limit > 0)
+		MUST(model->fusion->memory_bytes <= MAX(before, limit) + 20 * 1024);
+}
+
 static bool model_knows_all(const Model *model)
 {
 	bool all = true;
@@ -605,7 +612,10 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	for (unsigned i = 0; i < N_VMS; i++)
 		add_vm(model, i, i / 3);
 	while (in.size > 0) {
+		uint64_t memory_bytes = model->fusion->memory_bytes;
+
 		one_call(model, &in);
+		check_memory(model, memory_bytes);
 		check_against_model(model);
 	}
 	pf_fusion_foreach_pending(model->fusion, count_wanted, &wanted);

@@ -251,7 +251,8 @@ static void check_view(Side *side)
 	MUST(g_utf8_validate(view.reason, -1, NULL));
 	MUST(g_utf8_validate(view.agent_version, -1, NULL));
 	MUST(g_utf8_validate(view.kernel, -1, NULL));
-	MUST(view.thp != PF_THP_DEFAULT && view.stats.shared <= view.stats.fused);
+	MUST(view.figures.thp != PF_THP_DEFAULT &&
+		view.figures.stats.shared <= view.figures.stats.fused);
 }
 
 static void check(World *world)

@@ -1,5 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 #include "tests/security/inspect.h"
+#include <elf.h>
+#include <fcntl.h>
 #include <inttypes.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -29,6 +31,40 @@ char *inspect_status(pid_t pid, const char *field)
 	assert_non_null(line);
 	line += strlen(start);
 	return g_strstrip(g_strndup(line, strcspn(line, "\n")));
+}
+
+static int open_file(pid_t pid, const char *name)
+{
+	g_autofree char *path = g_strdup_printf("/proc/%d/%s", pid, name);
+	int fd = open(path, O_RDONLY | O_CLOEXEC);
+
+	assert_true(fd >= 0);
+	return fd;
+}
+
+void inspect_random(pid_t pid, uint8_t random[INSPECT_RANDOM])
+{
+	int auxv = open_file(pid, "auxv"), memory = open_file(pid, "mem");
+	Elf64_auxv_t entry = {0};
+
+	while (entry.a_type != AT_RANDOM)
+		assert_int_equal(read(auxv, &entry, sizeof entry), sizeof entry);
+	assert_int_equal(
+		pread(memory, random, INSPECT_RANDOM, (off_t)entry.a_un.a_val), INSPECT_RANDOM);
+	close(auxv);
+	close(memory);
+}
+
+uint64_t inspect_address(pid_t pid, const char *name)
+{
+	g_autofree char *maps = inspect_read(pid, "maps");
+	g_auto(GStrv) lines = g_strsplit(maps, "\n", -1);
+
+	for (char **line = lines; *line; line++)
+		if (g_str_has_suffix(*line, name))
+			return g_ascii_strtoull(*line, NULL, 16);
+	fail_msg("process %d has no mapping %s", pid, name);
+	return 0;
 }
 
 static void assert_status(pid_t pid, const char *field, const char *expected)

@@ -13,6 +13,13 @@ char *inspect_read(pid_t pid, const char *name);
 char *inspect_status(pid_t pid, const char *field);
 uint64_t inspect_capabilities(pid_t pid, const char *set);
 
+/* What the kernel has drawn for the program: the stack canary and the pointer guard are made of it. */
+#define INSPECT_RANDOM 16
+void inspect_random(pid_t pid, uint8_t random[INSPECT_RANDOM]);
+
+/* Where the first mapping lies whose name ends so. */
+uint64_t inspect_address(pid_t pid, const char *name);
+
 /* All that pf_sandbox_enter() gives up. */
 void inspect_is_sandboxed(pid_t pid, uid_t uid, gid_t gid, uint64_t memory_limit);
 

@@ -348,7 +348,12 @@ static void test_many_descriptors(void **state)
 	hostile_expect_fds(*state, n_fds, "253 stores");
 }
 
-/* The guest's channel carries bytes; what else QEMU puts into it is closed, and the guest is heard all the same. */
+static bool has_no_session(void *userdata)
+{
+	return strcmp(lab_command(userdata, "session"), "no") == 0;
+}
+
+/* The guest's channel carries bytes; what else QEMU puts into it is closed, and the guest is heard a while later. */
 static void test_descriptors_on_the_channel(void **state)
 {
 	Lab *lab = *state;
@@ -364,7 +369,9 @@ static void test_descriptors_on_the_channel(void **state)
 	for (int i = 0; i < 50; i++)
 		assert_true(hostile_send(channel, "x", 1, null, MANY_FDS));
 	close(channel);
-	/* What comes behind them is heard, so they were. */
+	assert_true(lab_wait(lab, has_no_session, vms[0]));
+	lab_wait_for_session(vms[0]);
+	honest_report(vms[0]);
 	for (size_t i = 0; i < G_N_ELEMENTS(vms); i++) {
 		lab_ok(vms[i], "fill 600 16 42");
 		lab_ok(vms[i], "module 2 libmore.so 16");

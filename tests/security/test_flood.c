@@ -191,7 +191,7 @@ static int share_of_flood(const char *kind)
 
 static bool is_paused(void *userdata)
 {
-	return vm_view(((Rig *)userdata)->flooder).paused_ms > 0;
+	return vm_view(((Rig *)userdata)->flooder).figures.paused_ms > 0;
 }
 
 static void match_reason(const PfVmView *view, void *userdata)
@@ -237,7 +237,7 @@ static void check_flood(Rig *rig, const char *kind)
 	if (slower >= MAX_SLOWER)
 		fail_msg("%s: a round takes %d %% longer", kind, slower);
 	assert_true(is_said_to_be_slowed(rig));
-	assert_int_equal(vm_view(rig->a).paused_ms + vm_view(rig->b).paused_ms, 0);
+	assert_int_equal(vm_view(rig->a).figures.paused_ms + vm_view(rig->b).figures.paused_ms, 0);
 }
 
 static void check_guest(Rig *rig, const char *kind, const char *group)

@@ -26,7 +26,7 @@
 
 #define CROWD 400
 /* Descriptors of shims that nobody knows, and of some that come and go. */
-#define CROWD_ROOM (2 * (128 + 16))
+#define CROWD_ROOM (2 * (128 + 64))
 
 static int set_up(void **state)
 {
@@ -140,7 +140,7 @@ static void test_number_used_again(void **state)
 	lab_announce(next);
 	hostile_expect_end(lab, fd, "a connection of a process that had this number before");
 	assert_true(pf_service_visit_vm(lab_service(lab), "next", copy_view, &view));
-	assert_false(view.shim_connected);
+	assert_false(view.figures.shim_connected);
 	close(fd);
 }
 

@@ -18,6 +18,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/personality.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/un.h>
@@ -107,8 +108,7 @@ static bool is_the_services(const char *target)
 	for (size_t i = 0; i < G_N_ELEMENTS(known); i++)
 		if (g_str_has_prefix(target, known[i]))
 			return true;
-	return g_str_has_prefix(target, "/memfd:pagefusion-") ||
-	       g_str_has_suffix(target, "/shim.sock.lock");
+	return g_str_has_prefix(target, "/memfd:pagefusion-");
 }
 
 static void count_one(Open *open, const char *target)
@@ -201,6 +201,7 @@ static void start_program(Rig *rig)
 	if (rig->front == 0) {
 		prctl(PR_SET_PDEATHSIG, SIGKILL);
 		setenv("DBUS_SYSTEM_BUS_ADDRESS", g_test_dbus_get_bus_address(rig->bus), 1);
+		setenv("JOURNAL_STREAM", "1:1", 1);
 		execl(PF_TEST_PAGEFUSIOND, "pagefusiond", "--user", UID_ARG, "--connect", uri,
 			"--run-dir", rig->dir, NULL);
 		_exit(127);
@@ -275,6 +276,57 @@ static void test_front(void **state)
 	inspect_has_only(rig->front, 0);
 }
 
+/* Whether addresses are drawn at all: of this process, whose children they are. */
+static bool is_randomized(void)
+{
+	g_autofree char *how = NULL;
+
+	assert_true(g_file_get_contents("/proc/sys/kernel/randomize_va_space", &how, NULL, NULL));
+	return how[0] == '2' && !(personality(0xffffffff) & ADDR_NO_RANDOMIZE);
+}
+
+/* The broker, a fork, shows that what is looked at would be the same. */
+static void test_memory_has_nothing_in_common(void **state)
+{
+	static const char *const places[] = {
+		"/pagefusiond", "/libc.so.6", "[heap]", "[stack]", "[vdso]"};
+	Rig *rig = *state;
+	pid_t service = wait_for_child(rig->front, "pf-service"),
+	      broker = wait_for_child(rig->front, "pf-broker");
+	uint8_t fronts[INSPECT_RANDOM], brokers[INSPECT_RANDOM], services[INSPECT_RANDOM];
+
+	wait_for_status(service, "Seccomp", "2");
+	inspect_random(rig->front, fronts);
+	inspect_random(broker, brokers);
+	inspect_random(service, services);
+	assert_memory_equal(fronts, brokers, INSPECT_RANDOM);
+	assert_memory_not_equal(fronts, services, INSPECT_RANDOM);
+	if (!is_randomized())
+		print_message("no address is drawn here: addresses are not compared\n");
+	for (size_t i = 0; is_randomized() && i < G_N_ELEMENTS(places); i++) {
+		uint64_t address = inspect_address(rig->front, places[i]);
+
+		assert_true(inspect_address(broker, places[i]) == address);
+		assert_true(inspect_address(service, places[i]) != address);
+	}
+}
+
+/* Of what somebody has set for the program the service gets this alone. */
+static void test_environment(void **state)
+{
+	static const char expected[] = "JOURNAL_STREAM=1:1";
+	Rig *rig = *state;
+	pid_t service = wait_for_child(rig->front, "pf-service");
+	g_autofree char *path = g_strdup_printf("/proc/%d/environ", service);
+	g_autofree char *environment = NULL;
+	gsize size;
+
+	wait_for_status(service, "Seccomp", "2");
+	assert_true(g_file_get_contents(path, &environment, &size, NULL));
+	assert_int_equal(size, sizeof expected);
+	assert_memory_equal(environment, expected, sizeof expected);
+}
+
 /* With VMs */
 
 static bool are_fused(void *userdata)
@@ -296,11 +348,16 @@ static LabVm *start_vm(Lab *lab, const char *name)
 	return vm;
 }
 
+static pid_t find_service(void)
+{
+	return wait_for_child(wait_for_child(getpid(), "pagefusiond"), "pf-service");
+}
+
 /* Serving VMs, it has a channel and a shim's socket of each, and nothing of another kind. */
 static void test_with_vms(void **state)
 {
 	Lab *lab = lab_new(true);
-	pid_t service = wait_for_child(wait_for_child(getpid(), "pagefusiond"), "pf-service");
+	pid_t service = find_service();
 	LabVm *vms[2] = {start_vm(lab, "a"), start_vm(lab, "b")};
 	g_auto(Open) open = {0};
 
@@ -313,6 +370,68 @@ static void test_with_vms(void **state)
 	lab_free(lab);
 }
 
+/* 512-byte blocks of the memory that the frames of group "default" take. */
+static guint64 store_blocks(pid_t service)
+{
+	g_autofree char *path = g_strdup_printf("/proc/%d/fd", service);
+	g_autoptr(GDir) dir = g_dir_open(path, 0, NULL);
+	const char *name;
+
+	while (dir && (name = g_dir_read_name(dir))) {
+		g_autofree char *link = g_build_filename(path, name, NULL);
+		g_autofree char *target = g_file_read_link(link, NULL);
+		GStatBuf status;
+
+		if (target && g_str_has_prefix(target, "/memfd:pagefusion-default") &&
+			g_stat(link, &status) == 0)
+			return (guint64)status.st_blocks;
+	}
+	return 0;
+}
+
+typedef struct Shrinking {
+	pid_t service;
+	guint64 before; /* blocks, with all frames */
+} Shrinking;
+
+static bool has_store(void *userdata)
+{
+	return store_blocks(((const Shrinking *)userdata)->service) > 0;
+}
+
+static bool has_one_frame_less(void *userdata)
+{
+	const Shrinking *store = userdata;
+	guint64 blocks = store_blocks(store->service);
+
+	return blocks > 0 && blocks + PF_PAGE_SIZE / 512 <= store->before;
+}
+
+/*
+ * In the sandbox too a service can tell processes apart for good, and so knows whom an earlier one has given its store: a
+ * shim that nobody knows keeps none of its frames.
+ */
+static void test_members_are_sure(void **state)
+{
+	Lab *lab = lab_new(true);
+	LabVm *vms[2] = {start_vm(lab, "a"), start_vm(lab, "b")};
+	Shrinking store = {0};
+
+	assert_true(lab_wait(lab, are_fused, vms));
+	store.before = store_blocks(find_service());
+	assert_true(store.before > 0);
+	lab_kill_service(lab);
+	lab_restart_service(lab);
+	store.service = find_service();
+	lab_start_vm(lab, "stranger", "default");
+	assert_true(lab_wait(lab, has_store, &store));
+	lab_ok(vms[0], "write 64 0 1");
+	lab_ok(vms[1], "write 64 0 1");
+	assert_true(lab_wait(lab, has_one_frame_less, &store));
+	lab_ok(vms[0], "check 65 %u 6", N - 1);
+	lab_free(lab);
+}
+
 int main(void)
 {
 #define TEST(test) cmocka_unit_test_setup_teardown(test, set_up, tear_down)
@@ -320,7 +439,10 @@ int main(void)
 		TEST(test_service),
 		TEST(test_broker),
 		TEST(test_front),
+		TEST(test_memory_has_nothing_in_common),
+		TEST(test_environment),
 		cmocka_unit_test(test_with_vms),
+		cmocka_unit_test(test_members_are_sure),
 	};
 #undef TEST
 

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /* The program pagefusiond as a process: its start, its end, and others of its kind. */
 #include <errno.h>
+#include <fcntl.h>
 #include <glib.h>
 #include <glib/gstdio.h>
 #include <poll.h>
@@ -9,6 +10,7 @@
 #include <stdarg.h>
 #include <stdbool.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/pidfd.h>
 #include <sys/prctl.h>
@@ -20,6 +22,7 @@
 #include <cmocka.h>
 
 #define WAIT_US      (10 * G_USEC_PER_SEC)
+#define GRACE_US     (2 * G_USEC_PER_SEC - 10000) /* of the program, less its rounding */
 #define SERVICE_USER "64321"
 
 typedef struct Daemon {
@@ -58,8 +61,9 @@ static int tear_down(void **state)
 	return 0;
 }
 
-/* With options of a list that NULL ends, after those that all have. */
-static Daemon start_with(const Rig *rig, const char *uri, const char *const *options)
+/* With options of a list that NULL ends, after those that all have. prepare() is called in its process; NULL: nothing is. */
+static Daemon start_prepared(
+	const Rig *rig, const char *uri, const char *const *options, void (*prepare)(void))
 {
 	const char *argv[24] = {"pagefusiond", "--no-bus", "--connect", uri, "--run-dir", rig->dir};
 	size_t n = 6;
@@ -76,12 +80,19 @@ static Daemon start_with(const Rig *rig, const char *uri, const char *const *opt
 		dup2(log[1], STDERR_FILENO);
 		close(log[0]);
 		close(log[1]);
+		if (prepare)
+			prepare();
 		execv(PF_TEST_PAGEFUSIOND, (char *const *)argv);
 		_exit(127);
 	}
 	close(log[1]);
 	daemon.log = log[0];
 	return daemon;
+}
+
+static Daemon start_with(const Rig *rig, const char *uri, const char *const *options)
+{
+	return start_prepared(rig, uri, options, NULL);
 }
 
 static Daemon start(const Rig *rig, const char *uri)
@@ -154,7 +165,8 @@ static void test_second_one(void **state)
 	assert_int_equal(access(rig->socket, F_OK), -1);
 }
 
-/* A libvirtd that takes connections and never says anything. */
+/* A libvirtd that takes connections and never says anything. However often it is asked to end, a change of a definition
+ * that may be on its way has the time it has. */
 static void test_ends_while_libvirt_hangs(void **state)
 {
 	Rig *rig = *state;
@@ -162,6 +174,7 @@ static void test_ends_while_libvirt_hangs(void **state)
 	g_autofree char *uri = g_strdup_printf("qemu+unix:///system?socket=%s/libvirt", rig->dir);
 	int libvirt = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0), broker;
 	Daemon daemon;
+	gint64 begin;
 	char log[4096];
 
 	snprintf(address.sun_path, sizeof address.sun_path, "%s/libvirt", rig->dir);
@@ -171,9 +184,14 @@ static void test_ends_while_libvirt_hangs(void **state)
 	broker = accept(libvirt, NULL, NULL);
 	assert_true(broker >= 0);
 	wait_until_it_listens(rig);
-	kill(daemon.pid, SIGTERM);
+	begin = g_get_monotonic_time();
+	for (int i = 0; i < 50; i++) {
+		kill(daemon.pid, SIGTERM);
+		g_usleep(10000);
+	}
 	assert_int_equal(end_of(&daemon, log, sizeof log), 0);
 	assert_non_null(strstr(log, "hangs in libvirt"));
+	assert_true(g_get_monotonic_time() - begin >= GRACE_US);
 	close(broker);
 	close(libvirt);
 }
@@ -345,6 +363,22 @@ static bool has_open(pid_t pid, const char *path)
 	return false;
 }
 
+static void wait_until_it_is_written(const char *path, pid_t pid)
+{
+	g_autofree char *begin = g_strdup_printf("%d ", pid);
+	gint64 deadline = g_get_monotonic_time() + WAIT_US;
+
+	for (;;) {
+		g_autofree char *text = NULL;
+
+		if (g_file_get_contents(path, &text, NULL, NULL) && g_str_has_prefix(text, begin))
+			return;
+		if (g_get_monotonic_time() > deadline)
+			fail_msg("%s does not name process %d", path, pid);
+		g_usleep(1000);
+	}
+}
+
 static void test_killed_takes_all_along(void **state)
 {
 	Rig *rig = *state;
@@ -355,8 +389,10 @@ static void test_killed_takes_all_along(void **state)
 	char log[4096];
 
 	wait_until_it_listens(rig);
-	/* As long as one lives that may write to the stores, the next service does not begin. */
-	assert_true(has_open(service.pid, lock));
+	/* As long as it lives and may write to the stores, the next service does not begin; and no other one can. */
+	wait_until_it_is_written(lock, service.pid);
+	assert_false(has_open(service.pid, lock));
+	assert_false(has_open(broker.pid, lock));
 	kill(first.pid, SIGKILL);
 	/* At once, as systemd may. The socket and the lock's file are left, and no hindrance. */
 	second = start(rig, "test:///default");
@@ -370,6 +406,37 @@ static void test_killed_takes_all_along(void **state)
 	kill(second.pid, SIGTERM);
 	assert_int_equal(end_of(&second, log, sizeof log), 0);
 	assert_null(strstr(log, "another pagefusiond"));
+}
+
+/* What systemd keeps */
+
+#define KEPT_NAME "store-0123456789abcdef0123456789abcdef"
+
+static void hand_over_as_systemd(void)
+{
+	char pid[16];
+
+	snprintf(pid, sizeof pid, "%d", getpid());
+	setenv("LISTEN_PID", pid, 1);
+	setenv("LISTEN_FDS", "2", 1);
+	setenv("LISTEN_FDNAMES", "other:" KEPT_NAME, 1);
+	dup2(STDERR_FILENO, 3);
+	dup2(open("/dev/null", O_RDWR | O_CLOEXEC), 4);
+}
+
+/* It comes through to the service, which does not like this one. */
+static void test_kept_store(void **state)
+{
+	static const char *const options[] = {"--user", SERVICE_USER, NULL};
+	Rig *rig = *state;
+	Daemon daemon = start_prepared(rig, "test:///default", options, hand_over_as_systemd);
+	char log[4096];
+
+	wait_until_it_listens(rig);
+	kill(daemon.pid, SIGTERM);
+	assert_int_equal(end_of(&daemon, log, sizeof log), 0);
+	assert_non_null(strstr(log, "kept for us was " KEPT_NAME ": no store of ours"));
+	assert_null(strstr(log, "other"));
 }
 
 /* Options and configuration */
@@ -426,6 +493,16 @@ static void test_wrong_configuration(void **state)
 	expect_refusal(rig, unknown, 1, "colour");
 }
 
+/* How the service's process is started: with a descriptor, which nobody else has. */
+static void test_option_of_its_own(void **state)
+{
+	static const char *const closed[] = {"--service-fd", "1000", NULL};
+	static const char *const another[] = {"--service-fd", "2", NULL};
+
+	expect_refusal(*state, closed, 1, "this process is started by pagefusiond itself");
+	expect_refusal(*state, another, 1, "this process is started by pagefusiond itself");
+}
+
 static void expect_user(const Rig *rig, const char *const *options, unsigned uid)
 {
 	Daemon daemon = start_with(rig, "test:///default", options);
@@ -467,9 +544,11 @@ int main(void)
 		TEST(test_one_ends_all_end),
 		TEST(test_service_hangs),
 		TEST(test_killed_takes_all_along),
+		TEST(test_kept_store),
 		TEST(test_wrong_policy),
 		TEST(test_wrong_user),
 		TEST(test_wrong_configuration),
+		TEST(test_option_of_its_own),
 		TEST(test_options_override_the_configuration),
 	};
 #undef TEST

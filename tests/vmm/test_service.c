@@ -135,10 +135,10 @@ static void test_two_share(void **state)
 	assert_int_equal(stats.revoked, 0);
 	assert_int_equal(stats.candidates, 0);
 	assert_true(stats.hint_to_fused_us_p90 >= 0);
-	assert_int_equal(vm_view(a).stats.hinted, N);
-	assert_int_equal(vm_view(a).stats.fused, N);
-	assert_int_equal(vm_view(a).stats.shared, N);
-	assert_true(vm_view(b).shim_connected);
+	assert_int_equal(vm_view(a).figures.stats.hinted, N);
+	assert_int_equal(vm_view(a).figures.stats.fused, N);
+	assert_int_equal(vm_view(a).figures.stats.shared, N);
+	assert_true(vm_view(b).figures.shim_connected);
 
 	/* A write in one: the other one keeps its bytes, and the numbers fall. */
 	lab_ok(a, "write %u 123 77", FIRST + 5);
@@ -148,8 +148,8 @@ static void test_two_share(void **state)
 	assert_int_equal(lab_count_file_pages(a), N - 1);
 	assert_int_equal(lab_count_file_pages(b), N);
 	assert_int_equal(host_stats(lab).revoked, 1);
-	assert_int_equal(vm_view(a).stats.revoked, 1);
-	assert_int_equal(vm_view(b).stats.shared, N - 1);
+	assert_int_equal(vm_view(a).figures.stats.revoked, 1);
+	assert_int_equal(vm_view(b).figures.stats.shared, N - 1);
 }
 
 static void test_both_blocks_and_places(void **state)
@@ -244,13 +244,15 @@ static void test_lies(void **state)
 	lab_ok(a, "check 600 16 42");
 	assert_int_equal(lab_count_file_pages(a), 16);
 	assert_int_equal(lab_count_file_pages(b), 16);
-	assert_true(vm_view(a).stats.capture_mismatches + vm_view(b).stats.capture_mismatches > 0);
+	assert_true(vm_view(a).figures.stats.capture_mismatches +
+			    vm_view(b).figures.stats.capture_mismatches >
+		    0);
 }
 
 static bool was_found_out(void *userdata)
 {
 	Wanted *wanted = userdata;
-	PfFusionVmStats stats = vm_view(wanted->a).stats;
+	PfFusionVmStats stats = vm_view(wanted->a).figures.stats;
 
 	return wanted->shared == 0 ? stats.refused[PF_SHIM_DIFFERENT] + stats.capture_mismatches > 0
 				   : stats.refused[PF_SHIM_DIFFERENT] >= wanted->shared;
@@ -285,7 +287,7 @@ static void test_liar_beside_the_honest(void **state)
 	/* It comes last: the frames are there, and its pages must not become them. */
 	honest_hints(b, c, 7, 100, 400);
 	wait_for_shared(lab, 32);
-	wanted.shared = 16 + vm_view(liar).stats.refused[PF_SHIM_DIFFERENT];
+	wanted.shared = 16 + vm_view(liar).figures.stats.refused[PF_SHIM_DIFFERENT];
 	lab_ok(liar, "module 7 m7 200");
 	lab_ok(liar, "lie 7 100 400 16");
 	assert_true(lab_wait(lab, was_found_out, &wanted));
@@ -507,9 +509,9 @@ static void test_next_service_knows_what_is_shared(void **state)
 	lab_restart_service(lab);
 	wait_for_shared(lab, 2 * (N - 1) - 10);
 	assert_int_equal(count_kept(a, pfns), N - 1);
-	assert_int_equal(vm_view(a).stats.fused, N - 1);
-	assert_int_equal(vm_view(a).stats.hinted, 0);
-	assert_int_equal(vm_view(c).stats.fused, N - 11);
+	assert_int_equal(vm_view(a).figures.stats.fused, N - 1);
+	assert_int_equal(vm_view(a).figures.stats.hinted, 0);
+	assert_int_equal(vm_view(c).figures.stats.fused, N - 11);
 	/* The first frame is nobody's now, and its memory goes back to the host. */
 	wait_for_frames(lab, N - 1);
 	lab_ok(a, "write %u 0 1", FIRST + 1);
@@ -605,8 +607,10 @@ static void test_refused_while_it_runs(void **state)
 	wait_for_shared(lab, 0);
 	lab_ok(a, "check %u %u %u", FIRST, N, SEED);
 	assert_int_equal(lab_count_file_pages(b), N);
-	/* Its hints stand. */
+	/* Its channel was closed meanwhile: its agent has to say everything anew. */
 	lab_announce(a);
+	lab_wait_for_session(a);
+	report(a);
 	wait_for_shared(lab, N);
 	expect_same_frames(a, b, true);
 }

@@ -6,6 +6,7 @@
  */
 #include "tests/vmm/toy_broker.h"
 #include "host-service/broker_protocol.h"
+#include "host-service/packet.h"
 #include <errno.h>
 #include <fcntl.h>
 #include <sys/socket.h>
@@ -36,7 +37,7 @@ static void send_message(ToyBroker *toy, PfBrokerMessage *message, int fd)
 {
 	message->magic = PF_BROKER_MAGIC;
 	/* The service may end first: then nobody wants the answer. */
-	(void)pf_broker_send(toy->fd, message, sizeof(*message), fd);
+	(void)pf_packet_send(toy->fd, message, sizeof(*message), fd);
 }
 
 static int fail(PfBrokerMessage *answer, GIOErrorEnum code, const char *text)
@@ -122,10 +123,10 @@ static int answer_request(ToyBroker *toy, const PfBrokerRequest *request, PfBrok
 	ToyVm *vm = find(toy, request->vm);
 	int fd = -1;
 
-	if (request->type == PF_BROKER_OPEN_USERFAULTFD)
-		return open_userfaultfd(answer);
 	if (!vm)
 		return fail(answer, G_IO_ERROR_NOT_FOUND, "no such toy VM");
+	if (request->type == PF_BROKER_OPEN_USERFAULTFD)
+		return open_userfaultfd(answer);
 	if (request->type == PF_BROKER_OPEN_CHANNEL)
 		fd = open_channel(vm, answer);
 	else if (request->type == PF_BROKER_TRANSLATE)
@@ -144,7 +145,7 @@ static gpointer serve(gpointer data)
 
 	for (;;) {
 		PfBrokerMessage answer = {.type = PF_BROKER_ANSWER, .error = -1};
-		ssize_t n = pf_broker_receive(toy->fd, &request, sizeof(request), &fd, &n_fds);
+		ssize_t n = pf_packet_receive(toy->fd, &request, sizeof(request), &fd, &n_fds);
 
 		if (n <= 0)
 			return NULL;

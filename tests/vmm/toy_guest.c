@@ -305,6 +305,19 @@ bool toy_guest_withdraw(ToyGuest *guest, uint32_t module_id, uint64_t first_page
 	return send_message(guest, &message);
 }
 
+bool toy_guest_end_report(ToyGuest *guest)
+{
+	Pagefusion__AgentMessage message = PAGEFUSION__AGENT_MESSAGE__INIT;
+	Pagefusion__ReportEnd end = PAGEFUSION__REPORT_END__INIT;
+
+	if (!wait_for_window(guest))
+		return false;
+	message.session_id = guest->session_id;
+	message.body_case = PAGEFUSION__AGENT_MESSAGE__BODY_REPORT_END;
+	message.report_end = &end;
+	return send_message(guest, &message);
+}
+
 bool toy_guest_knock(ToyGuest *guest)
 {
 	static const uint8_t knock[] = {

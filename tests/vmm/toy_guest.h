@@ -47,6 +47,9 @@ bool toy_guest_hints(ToyGuest *guest, uint32_t module_id, const ToyGuestRun *run
 
 bool toy_guest_withdraw(ToyGuest *guest, uint32_t module_id, uint64_t first_page, uint64_t n_pages);
 
+/* Everything was said that there is to say. */
+bool toy_guest_end_report(ToyGuest *guest);
+
 /* Asks for a new session; it comes later. */
 bool toy_guest_knock(ToyGuest *guest);
 

@@ -65,8 +65,7 @@ static bool flood(int fd)
 {
 	static const PfShimState state;
 
-	return say(fd, PF_SHIM_STATE, 0, &state, sizeof(state)) &&
-	       say(fd, PF_SHIM_LOST, 0, NULL, 0);
+	return say(fd, PF_SHIM_STATE, 0, &state, sizeof(state));
 }
 
 static bool has_come(int fd)

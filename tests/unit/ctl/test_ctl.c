@@ -238,7 +238,7 @@ static void shows(void **state)
 	assert_prints(ARGUMENTS("showvminfo", "web"),
 		"Name:                web\nUUID:                u-1\nGroup:               default\n"
 		"State:               running\nMemory size:         524288 kB\n"
-		"Page Fusion:         enabled\nHuge pages:          balanced (host)\n"
+		"Page Fusion:         enabled\nHuge pages:          balanced (group)\n"
 		"VM library:          connected\n"
 		"Guest agent:         0.1.0\nGuest kernel:        6.1.0-42\n"
 		"Hinted:              8000 pages\nFused:               7000 pages\n"

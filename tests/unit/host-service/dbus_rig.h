@@ -15,7 +15,7 @@
 #include <cmocka.h>
 
 #define MANAGER   "org.pagefusion1.Manager"
-#define MAX_CALLS 64 /* of one sender, under way */
+#define MAX_CALLS 64 /* of one user, under way */
 
 /* The service */
 
@@ -25,6 +25,7 @@ struct PfService {
 	PfVmView views[3];
 	PfHostView host;
 	unsigned rounds; /* how often all of them are listed */
+	unsigned asked_for_all, asked_for_one;
 };
 
 static struct {
@@ -49,13 +50,13 @@ static inline void fill_vm(
 	domain->active = active;
 	domain->memory_pages = 131072;
 	view->domain = domain;
-	view->thp = PF_THP_BALANCED;
+	view->figures.thp = PF_THP_BALANCED;
 	view->reason = active ? "" : "page fusion is off";
 	view->agent_version = active ? "0.1.0" : "";
 	view->kernel = active ? "6.1.0-42" : "";
-	view->shim_connected = active;
+	view->figures.shim_connected = active;
 	if (active) {
-		view->stats = (PfFusionVmStats){.hinted = 8000,
+		view->figures.stats = (PfFusionVmStats){.hinted = 8000,
 			.fused = 7000,
 			.shared = 6000,
 			.runs = 900,
@@ -65,7 +66,7 @@ static inline void fill_vm(
 				[PF_SHIM_NOT_PRESENT] = 4,
 				[PF_SHIM_HUGE] = 6,
 				[PF_SHIM_ASIDE] = 8}};
-		view->shim = (PfShimState){.maps = 1000,
+		view->figures.shim = (PfShimState){.maps = 1000,
 			.maps_budget = 40000,
 			.discarded_pages = 11,
 			.written_pages = 12,
@@ -86,7 +87,7 @@ static inline int reset_fake(void **state)
 	fake.rounds = 1;
 	fill_vm(&fake, 0, "00000000-0000-4000-8000-000000000001", "db", TRUE);
 	fill_vm(&fake, 1, "00000000-0000-4000-8000-000000000002", "idle", FALSE);
-	fake.views[1].thp = PF_THP_PRESERVE;
+	fake.views[1].figures.thp = PF_THP_PRESERVE;
 	fake.domains[1].thp = PF_THP_PRESERVE;
 	fill_vm(&fake, 2, "00000000-0000-4000-8000-000000000003", "web \xff", TRUE); /* not UTF-8 */
 	fake.host = (PfHostView){.stats = {.shared = 100, .frames = 50, .hint_to_fused_us_p90 = -1},
@@ -99,6 +100,7 @@ static inline int reset_fake(void **state)
 void pf_service_foreach_vm(
 	PfService *service, void (*visit)(const PfVmView *vm, void *userdata), void *userdata)
 {
+	service->asked_for_all++;
 	for (size_t i = 0; i < service->rounds * G_N_ELEMENTS(service->views); i++)
 		visit(&service->views[i % G_N_ELEMENTS(service->views)], userdata);
 }
@@ -106,6 +108,7 @@ void pf_service_foreach_vm(
 gboolean pf_service_visit_vm(PfService *service, const char *name_or_uuid,
 	void (*visit)(const PfVmView *vm, void *userdata), void *userdata)
 {
+	service->asked_for_one++;
 	for (size_t i = 0; i < G_N_ELEMENTS(service->views); i++) {
 		if (strcmp(service->domains[i].uuid, name_or_uuid) != 0 &&
 			strcmp(service->domains[i].name, name_or_uuid) != 0)
@@ -240,7 +243,7 @@ static inline GError *finish_call(GAsyncResult **result)
 	return error;
 }
 
-/* As many as one sender may have under way; the service does not answer them yet. */
+/* As many as one user may have under way; the service does not answer them yet. */
 static inline void start_many(
 	GDBusConnection *connection, const char *destination, GAsyncResult *results[MAX_CALLS])
 {

@@ -5,6 +5,7 @@
  * awaited stays so until the test answers it.
  */
 #include "host-service/broker_protocol.h"
+#include "host-service/packet.h"
 #include <poll.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -53,7 +54,7 @@ static inline int fake_broker_start(int *service_fd)
 static inline void fake_broker_send(int broker, PfBrokerMessage *message, int fd)
 {
 	message->magic = PF_BROKER_MAGIC;
-	assert_int_equal(pf_broker_send(broker, message, sizeof *message, fd), 0);
+	assert_int_equal(pf_packet_send(broker, message, sizeof *message, fd), 0);
 }
 
 static inline void fake_broker_domain(int broker, const PfDomain *domain)
@@ -71,7 +72,7 @@ static inline PfBrokerRequest fake_broker_next_any(int broker)
 
 	turn_until(is_readable, &broker);
 	assert_int_equal(
-		pf_broker_receive(broker, &request, sizeof request, &fd, &n_fds), sizeof request);
+		pf_packet_receive(broker, &request, sizeof request, &fd, &n_fds), sizeof request);
 	assert_true(pf_broker_check_request(&request, sizeof request, n_fds));
 	return request;
 }

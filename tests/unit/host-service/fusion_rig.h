@@ -210,7 +210,7 @@ static inline int rig_answer_capture(RigVm *m, const PfOrder *order)
 	uint8_t results[PF_SHIM_MAX_CAPTURE];
 	PfDigest digests[PF_SHIM_MAX_CAPTURE];
 	RigCapture userdata = {m, digests};
-	PfCapture capture = {results, digests, rig_publish, &userdata};
+	PfCapture capture = {results, digests, rig_publish, &userdata, NULL};
 	uint32_t n = 0;
 
 	for (uint32_t i = 0; i < order->n_runs; i++) {

@@ -32,7 +32,11 @@ static inline void on_closed(void *userdata)
 
 #define ANSWER_MS 900u
 
-static inline int set_up_with(void **state, guint answer_ms)
+/* Of the services that are set up. */
+static guint64 rig_memory_limit;
+
+/* answer_ms: for how long shims may be silent; 0: as ever. */
+static inline int set_up_configured(void **state, guint answer_ms, const char *config_text)
 {
 	PfServiceConfig config = {
 		.fusion = PF_FUSION_DEFAULTS, .pressure = {-1, -1}, .answer_ms = answer_ms};
@@ -45,11 +49,13 @@ static inline int set_up_with(void **state, guint answer_ms)
 	rig->socket = g_build_filename(rig->dir, "shim.sock", NULL);
 	rig->shims = pf_shim_socket_new(rig->socket, NULL);
 	assert_non_null(rig->shims);
-	rig->config = pf_config_new();
+	rig->config = pf_config_parse("test", config_text, strlen(config_text), NULL);
+	assert_non_null(rig->config);
 	rig->hasher = pf_hasher_new();
 	config.shim_fd = fcntl(pf_shim_socket_fd(rig->shims), F_DUPFD_CLOEXEC, 0);
 	config.config = rig->config;
 	config.hasher = rig->hasher;
+	config.memory_limit = rig_memory_limit;
 	rig->fd = fake_broker_start(&fd);
 	rig->service = pf_service_new(&config, fd, on_closed, NULL);
 	rig->domain = fake_domain();
@@ -59,13 +65,13 @@ static inline int set_up_with(void **state, guint answer_ms)
 
 static inline int set_up(void **state)
 {
-	return set_up_with(state, 0);
+	return set_up_configured(state, 0, "");
 }
 
 /* Shims have little time. */
 static inline int set_up_impatient(void **state)
 {
-	return set_up_with(state, ANSWER_MS);
+	return set_up_configured(state, ANSWER_MS, "");
 }
 
 static inline int tear_down(void **state)

@@ -11,6 +11,7 @@
 #include <cmocka.h>
 
 #include "host-service/broker_protocol.h"
+#include "host-service/packet.h"
 #include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -506,30 +507,16 @@ static void test_channel_fails_cleanly(void **state)
 	stop(f);
 }
 
-static void test_userfaultfd_is_received(void **state)
+static void test_userfaultfd_is_for_vms(void **state)
 {
-	Fixture *f = start("test:///default");
+	Fixture *f = start(NODE);
 	g_autoptr(GError) error = NULL;
-	struct stat device, received;
-	int fd;
 
-	pf_broker_open_userfaultfd(f->broker, on_result, f);
+	run_until(f, has_six_domains);
+	pf_broker_open_userfaultfd(f->broker, RUNS, on_result, f);
 	run_until(f, has_result);
-	fd = pf_broker_open_userfaultfd_finish(f->result, &error);
-	if (stat("/dev/userfaultfd", &device) < 0) {
-		assert_int_equal(fd, -1);
-		assert_error(error, G_IO_ERROR_NOT_SUPPORTED, "needs Linux 6.8");
-	} else if (access("/dev/userfaultfd", R_OK | W_OK) < 0) {
-		assert_int_equal(fd, -1);
-		assert_error(error, G_IO_ERROR_PERMISSION_DENIED, "run pagefusiond as root");
-	} else {
-		assert_null(error);
-		assert_int_equal(fstat(fd, &received), 0);
-		assert_true(received.st_rdev == device.st_rdev);
-		assert_int_equal(fcntl(fd, F_GETFL) & O_ACCMODE, O_RDWR);
-		assert_int_equal(fcntl(fd, F_GETFD), FD_CLOEXEC);
-		close(fd);
-	}
+	assert_int_equal(pf_broker_open_userfaultfd_finish(f->result, &error), -1);
+	assert_error(error, G_IO_ERROR_NOT_SUPPORTED, "does not run with page fusion");
 	stop(f);
 }
 
@@ -605,7 +592,7 @@ static void test_awaited_answers_fail_when_the_broker_dies(void **state)
 
 	run_until(f, has_test_domain);
 	kill(f->pid, SIGSTOP);
-	pf_broker_open_userfaultfd(f->broker, on_result, f);
+	pf_broker_open_userfaultfd(f->broker, RUNS, on_result, f);
 	kill(f->pid, SIGKILL);
 	assert_true(WIFSIGNALED(exit_status(f->pid)));
 	f->pid = 0;
@@ -623,7 +610,7 @@ static void test_awaited_answers_fail_when_it_is_freed(void **state)
 	Fixture *f = start("test:///default");
 	g_autoptr(GError) error = NULL;
 
-	pf_broker_open_userfaultfd(f->broker, on_result, f);
+	pf_broker_open_userfaultfd(f->broker, RUNS, on_result, f);
 	g_clear_pointer(&f->broker, pf_broker_free);
 	run_until(f, has_result);
 	assert_int_equal(pf_broker_open_userfaultfd_finish(f->result, &error), -1);
@@ -673,7 +660,7 @@ static void expect_end(PfBrokerClient client, const void *packet, size_t size, i
 	PfBrokerSockets sockets = spawn(&pid, "test:///default");
 	int fd = client == PF_BROKER_CLIENT_SERVICE ? sockets.service : sockets.front, status;
 
-	assert_int_equal(pf_broker_send(fd, packet, size, descriptor), 0);
+	assert_int_equal(pf_packet_send(fd, packet, size, descriptor), 0);
 	status = exit_status(pid);
 	assert_true(WIFEXITED(status));
 	assert_int_equal(WEXITSTATUS(status), 1);
@@ -682,7 +669,8 @@ static void expect_end(PfBrokerClient client, const void *packet, size_t size, i
 
 static void test_what_is_no_request_ends_the_broker(void **state)
 {
-	PfBrokerRequest request = {PF_BROKER_MAGIC, PF_BROKER_OPEN_USERFAULTFD, 1};
+	PfBrokerRequest request = {
+		.magic = PF_BROKER_MAGIC, .type = PF_BROKER_OPEN_USERFAULTFD, .id = 1, .vm = RUNS};
 
 	expect_end(PF_BROKER_CLIENT_SERVICE, "rubbish", 7, -1);
 	expect_end(PF_BROKER_CLIENT_FRONT, "rubbish", 7, -1);
@@ -725,7 +713,7 @@ static void test_front_hears_nothing(void **state)
 
 	while (message.type != PF_BROKER_CONNECTED)
 		assert_int_equal(
-			pf_broker_receive(sockets.service, &message, sizeof(message), &fd, &n_fds),
+			pf_packet_receive(sockets.service, &message, sizeof(message), &fd, &n_fds),
 			sizeof(message));
 	front = (struct pollfd){.fd = sockets.front, .events = POLLIN};
 	assert_int_equal(poll(&front, 1, 0), 0);
@@ -750,14 +738,15 @@ static void test_ends_with_each_client(void **state)
 /* A service that asks for descriptors, as fast as it can, and reads nothing. */
 static void fill_with_requests(int service)
 {
-	const PfBrokerRequest request = {PF_BROKER_MAGIC, PF_BROKER_OPEN_USERFAULTFD, 1};
+	const PfBrokerRequest request = {
+		.magic = PF_BROKER_MAGIC, .type = PF_BROKER_OPEN_USERFAULTFD, .id = 1, .vm = RUNS};
 	struct pollfd room = {.fd = service, .events = POLLOUT};
 	int r;
 
 	assert_true(g_unix_set_fd_nonblocking(service, TRUE, NULL));
 	/* Full for so long: the broker takes no more. */
 	while (poll(&room, 1, 500) > 0) {
-		r = pf_broker_send(service, &request, sizeof(request), -1);
+		r = pf_packet_send(service, &request, sizeof(request), -1);
 		assert_true(r == 0 || r == -EAGAIN);
 	}
 }
@@ -774,7 +763,7 @@ static guint n_open_files(pid_t pid)
 	return n;
 }
 
-/* The front gets its answers all the same, and the broker holds one descriptor for the service at most. */
+/* The front gets its answers all the same, and the broker keeps no descriptors. */
 static void test_service_that_does_not_read(void **state)
 {
 	const PfBrokerRequest request = {.magic = PF_BROKER_MAGIC,
@@ -792,9 +781,9 @@ static void test_service_that_does_not_read(void **state)
 
 	setsockopt(sockets.front, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof(patience));
 	for (int i = 0; i < 2; i++) {
-		assert_int_equal(pf_broker_send(sockets.front, &request, sizeof(request), -1), 0);
+		assert_int_equal(pf_packet_send(sockets.front, &request, sizeof(request), -1), 0);
 		assert_int_equal(
-			pf_broker_receive(sockets.front, &answer, sizeof(answer), &fd, &n_fds),
+			pf_packet_receive(sockets.front, &answer, sizeof(answer), &fd, &n_fds),
 			sizeof(answer));
 		assert_int_equal(answer.id, 7);
 		if (i > 0)
@@ -826,9 +815,9 @@ static void test_service_that_has_hung(void **state)
 	while (n == sizeof(answer) && request.id < 3 * 8192) {
 		request.id++;
 		request.thp = 1 + request.id % 2;
-		if (pf_broker_send(sockets.front, &request, sizeof(request), -1) < 0)
+		if (pf_packet_send(sockets.front, &request, sizeof(request), -1) < 0)
 			break;
-		n = pf_broker_receive(sockets.front, &answer, sizeof(answer), &fd, &n_fds);
+		n = pf_packet_receive(sockets.front, &answer, sizeof(answer), &fd, &n_fds);
 	}
 	assert_in_range(request.id, 8192, 2 * 8192);
 	status = exit_status(pid);
@@ -886,7 +875,7 @@ int main(void)
 		cmocka_unit_test(test_refused_with_policy),
 		cmocka_unit_test(test_translate_fails_cleanly),
 		cmocka_unit_test(test_channel_fails_cleanly),
-		cmocka_unit_test(test_userfaultfd_is_received),
+		cmocka_unit_test(test_userfaultfd_is_for_vms),
 		cmocka_unit_test(test_session_daemon_is_refused),
 		cmocka_unit_test(test_connects_later),
 		cmocka_unit_test(test_domains_are_said_before_connected),

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
-/* The service's end against the toy broker: what only a running VM could show, and what libvirt
+/* A client's end against the toy broker: what only a running VM could show, and what libvirt
  * never sends. */
 #include <setjmp.h>
 #include <stdarg.h>
@@ -8,10 +8,12 @@
 #include <cmocka.h>
 
 #include "host-service/broker_protocol.h"
+#include "host-service/packet.h"
 #include "tests/vmm/toy_broker.h"
 #include <errno.h>
 #include <fcntl.h>
 #include <glib/gstdio.h>
+#include <poll.h>
 #include <sys/socket.h>
 #include <sys/un.h>
 #include <unistd.h>
@@ -233,20 +235,52 @@ static void test_wrong_messages(void **state)
 
 	assert_int_equal(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, fds), 0);
 	broker = pf_broker_new(fds[0], &events, &heard);
-	assert_int_equal(pf_broker_send(fds[1], &message, sizeof(message), STDERR_FILENO), 0);
+	assert_int_equal(pf_packet_send(fds[1], &message, sizeof(message), STDERR_FILENO), 0);
 	/* This one is asked for, but has no descriptor. */
-	pf_broker_open_userfaultfd(broker, on_result, &heard);
+	pf_broker_open_userfaultfd(broker, UUID, on_result, &heard);
 	message.id = 1;
-	assert_int_equal(pf_broker_send(fds[1], &message, sizeof(message), -1), 0);
+	assert_int_equal(pf_packet_send(fds[1], &message, sizeof(message), -1), 0);
 	result = wait_result(&heard);
 	assert_int_equal(pf_broker_open_userfaultfd_finish(result, &error), -1);
 	assert_true(g_error_matches(error, G_IO_ERROR, G_IO_ERROR_INVALID_DATA));
 	assert_int_equal(heard.n_closed, 0);
 	message.type = 1;
-	assert_int_equal(pf_broker_send(fds[1], &message, sizeof(message), -1), 0);
+	assert_int_equal(pf_packet_send(fds[1], &message, sizeof(message), -1), 0);
 	wait_for(&heard.n_closed, 1);
 	pf_broker_free(broker);
 	close(fds[1]);
+}
+
+/* The broker ends after it has answered, with another request unread: what was done is not taken for undone. */
+static void test_last_answer(void **state)
+{
+	const PfVmSettings turn_off = {.changes = PF_VM_SET_ENABLED};
+	PfBrokerMessage answer = {
+		.magic = PF_BROKER_MAGIC, .type = PF_BROKER_ANSWER, .id = 1, .error = -1};
+	Heard done = {0}, undone = {0}, heard = {0};
+	g_autoptr(GAsyncResult) first = NULL;
+	g_autoptr(GAsyncResult) second = NULL;
+	g_autoptr(GError) error = NULL;
+	struct pollfd request;
+	PfBroker *broker;
+	int fds[2];
+
+	assert_int_equal(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, fds), 0);
+	broker = pf_broker_new(fds[0], &events, &heard);
+	pf_broker_modify(broker, "toy", &turn_off, on_result, &done);
+	pf_broker_modify(broker, "toy", &turn_off, on_result, &undone);
+	request = (struct pollfd){.fd = fds[1], .events = POLLIN};
+	while (poll(&request, 1, 0) == 0)
+		g_main_context_iteration(NULL, TRUE);
+	assert_int_equal(pf_packet_send(fds[1], &answer, sizeof(answer), -1), 0);
+	close(fds[1]);
+	first = wait_result(&done);
+	assert_true(pf_broker_modify_finish(first, NULL));
+	second = wait_result(&undone);
+	assert_false(pf_broker_modify_finish(second, &error));
+	assert_true(g_error_matches(error, G_IO_ERROR, G_IO_ERROR_CLOSED));
+	wait_for(&heard.n_closed, 1);
+	pf_broker_free(broker);
 }
 
 int main(void)
@@ -257,6 +291,7 @@ int main(void)
 		cmocka_unit_test(test_channel),
 		cmocka_unit_test(test_modify),
 		cmocka_unit_test(test_wrong_messages),
+		cmocka_unit_test(test_last_answer),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

@@ -337,23 +337,30 @@ static void passes_on_what_the_broker_says(void **state)
 	}
 }
 
+/* The caller frees it. */
+static char *print_properties(const Peers *peers)
+{
+	g_autoptr(GVariant) properties = call(peers->client, NULL,
+		"org.freedesktop.DBus.Properties", "GetAll", "('" MANAGER "',)", NULL);
+
+	return g_variant_print(properties, FALSE);
+}
+
 static void properties_are_read_when_asked(void **state)
 {
 	Peers peers;
-	const char *parameters = "('" MANAGER "',)";
-	g_autoptr(GVariant) before = NULL;
-	g_autoptr(GVariant) after = NULL;
 	g_autofree char *printed_before = NULL;
 	g_autofree char *printed_after = NULL;
 
 	peers_init(&peers);
-	before = call(
-		peers.client, NULL, "org.freedesktop.DBus.Properties", "GetAll", parameters, NULL);
+	printed_before = print_properties(&peers);
 	fake.libvirt = FALSE;
-	after = call(
-		peers.client, NULL, "org.freedesktop.DBus.Properties", "GetAll", parameters, NULL);
-	printed_before = g_variant_print(before, FALSE);
-	printed_after = g_variant_print(after, FALSE);
+	/* Answers get old. */
+	printed_after = print_properties(&peers);
+	while (strcmp(printed_before, printed_after) == 0) {
+		g_free(printed_after);
+		printed_after = print_properties(&peers);
+	}
 	assert_string_equal(printed_before,
 		"({'Version': <'" PF_VERSION "'>, 'LibvirtConnected': <true>, "
 		"'LibvirtReason': <''>},)");
@@ -410,6 +417,106 @@ static void does_not_answer_without_end(void **state)
 		"QueryMetrics", "('*', @as [], @a{sv} {})", PF_DBUS_ERROR_FAILED, "one by one");
 }
 
+/* What was answered is not shown any more, as something has changed. */
+static void make_forget(const Peers *peers)
+{
+	g_autoptr(GVariant) reply = call(
+		peers->client, NULL, MANAGER, "ModifyVM", "('db', {'pagefusion': <true>})", NULL);
+
+	assert_non_null(reply);
+}
+
+/* GetVM of a name that is nobody's. */
+static void start_for_nobody(const Peers *peers, unsigned number, GAsyncResult **result)
+{
+	g_autofree char *parameters = g_strdup_printf("('nobody-%u', @a{sv} {})", number);
+
+	start_call(peers->client, NULL, "GetVM", parameters, result);
+}
+
+/* As many callers as there may be ask the service once. */
+static void shares_answers(void **state)
+{
+	GAsyncResult *results[MAX_CALLS];
+	Peers peers;
+
+	peers_init(&peers);
+	for (unsigned round = 1; round <= 2; round++) {
+		for (size_t i = 0; i < MAX_CALLS; i++)
+			start_call(peers.client, NULL, "ListVMs", "(@a{sv} {},)", &results[i]);
+		finish_many(results);
+		assert_int_equal(fake.asked_for_all, round);
+		make_forget(&peers);
+	}
+	peers_deinit(&peers);
+}
+
+/* A change while a query is under way: its answer may be of before. */
+static void shows_what_was_changed(void **state)
+{
+	GAsyncResult *before, *after;
+	Peers peers;
+
+	peers_init(&peers);
+	pf_service_front_serve(peers.rig.there, NULL);
+	start_call(peers.client, NULL, "ListVMs", "(@a{sv} {},)", &before);
+	make_forget(&peers);
+	start_call(peers.client, NULL, "ListVMs", "(@a{sv} {},)", &after);
+	pf_service_front_serve(peers.rig.there, &fake);
+	assert_null(finish_call(&before));
+	assert_null(finish_call(&after));
+	assert_int_equal(fake.asked_for_all, 2);
+	peers_deinit(&peers);
+}
+
+static void assert_finds(GAsyncResult **result, const char *expected)
+{
+	g_autoptr(GObject) connection = NULL;
+	g_autoptr(GVariant) reply = NULL;
+	g_autoptr(GVariant) vm = NULL;
+	const char *name = NULL;
+
+	wait_for(result);
+	connection = g_async_result_get_source_object(*result);
+	reply = g_dbus_connection_call_finish(G_DBUS_CONNECTION(connection), *result, NULL);
+	assert_non_null(reply);
+	vm = g_variant_get_child_value(reply, 0);
+	assert_true(g_variant_lookup(vm, "name", "&s", &name));
+	assert_string_equal(name, expected);
+	g_clear_object(result);
+}
+
+/* Whoever asks for ever other names is answered, and the service is not kept busy with it. */
+static void many_names_are_looked_for_at_once(void **state)
+{
+	GAsyncResult *results[MAX_CALLS];
+	Peers peers;
+
+	peers_init(&peers);
+	pf_service_front_serve(peers.rig.there, NULL);
+	for (unsigned i = 0; i < MAX_CALLS - 3; i++)
+		start_for_nobody(&peers, i, &results[i]);
+	start_call(peers.client, NULL, "GetVM", "('idle', @a{sv} {})", &results[MAX_CALLS - 3]);
+	start_call(peers.client, NULL, "GetVM",
+		"('00000000-0000-4000-8000-00000000000A', @a{sv} {})", &results[MAX_CALLS - 2]);
+	start_call(peers.client, NULL, "QueryMetrics", "('db', @as [], @a{sv} {})",
+		&results[MAX_CALLS - 1]);
+	g_strlcpy(fake.domains[2].uuid, "00000000-0000-4000-8000-00000000000a",
+		sizeof(fake.domains[2].uuid));
+	pf_service_front_serve(peers.rig.there, &fake);
+	for (size_t i = 0; i < MAX_CALLS - 3; i++) {
+		g_autoptr(GError) error = finish_call(&results[i]);
+
+		assert_error(error, PF_DBUS_ERROR_NO_SUCH_VM, "'nobody-");
+	}
+	assert_finds(&results[MAX_CALLS - 3], "idle");
+	assert_finds(&results[MAX_CALLS - 2], "web \357\277\275");
+	assert_null(finish_call(&results[MAX_CALLS - 1]));
+	assert_int_equal(fake.asked_for_one, 16);
+	assert_int_equal(fake.asked_for_all, 1);
+	peers_deinit(&peers);
+}
+
 static void limits_calls_under_way(void **state)
 {
 	static const char *const calls[][2] = {
@@ -434,6 +541,8 @@ static void limits_calls_under_way(void **state)
 		assert_int_equal(broker.calls, 0);
 		pf_service_front_serve(peers.rig.there, &fake);
 		finish_many(results);
+		make_forget(&peers);
+		broker.calls = 0;
 	}
 	peers_deinit(&peers);
 }
@@ -500,6 +609,9 @@ int main(void)
 		with_fake(properties_are_read_when_asked),
 		with_fake(single_properties_are_read_too),
 		with_fake(does_not_answer_without_end),
+		with_fake(shares_answers),
+		with_fake(shows_what_was_changed),
+		with_fake(many_names_are_looked_for_at_once),
 		with_fake(limits_calls_under_way),
 		with_fake(answers_what_is_under_way_at_the_end),
 		with_fake(says_that_the_service_has_ended),

@@ -7,6 +7,10 @@
 #include <sys/prctl.h>
 #include <sys/stat.h>
 
+/* Users that every distribution has: a bus turns strangers away. */
+#define DAEMON 1
+#define NOBODY 65534
+
 typedef struct Bus {
 	GSubprocess *daemon;
 	char *directory;
@@ -144,37 +148,93 @@ static void only_root_modifies(void **state)
 	bus_stop(&bus);
 }
 
+/* A connection of another user than the test's. */
+static GDBusConnection *bus_connect_as(const Bus *bus, uid_t uid)
+{
+	GDBusConnection *connection;
+
+	assert_int_equal(seteuid(uid), 0);
+	connection = bus_connect(bus);
+	assert_int_equal(seteuid(0), 0);
+	return connection;
+}
+
+/* What was called before has arrived behind this answer. */
+static void wait_for_arrival(GDBusConnection *caller, const char *name)
+{
+	g_autoptr(GError) error = NULL;
+
+	assert_null(call(caller, name, MANAGER, "ModifyVM", "('db', @a{sv} {})", &error));
+	assert_error(error, PF_DBUS_ERROR_INVALID_ARGUMENT, "no setting");
+}
+
+static void assert_refused(GDBusConnection *caller, const char *name)
+{
+	g_autoptr(GError) error = NULL;
+
+	assert_null(call(caller, name, MANAGER, "ListVMs", "(@a{sv} {},)", &error));
+	assert_error(error, "org.freedesktop.DBus.Error.LimitsExceeded", "under way");
+}
+
+static guint count_answered(GAsyncResult **results, size_t n)
+{
+	guint answered = 0;
+
+	for (size_t i = 0; i < n; i++) {
+		g_autoptr(GError) error = finish_call(&results[i]);
+
+		if (!error)
+			answered++;
+		else
+			assert_error(error, "org.freedesktop.DBus.Error.LimitsExceeded", "");
+	}
+	return answered;
+}
+
+#define FLOODING_CONNECTIONS 70
+
+/* However many connections a user has, others and root have their answers. */
 static void who_floods_stands_in_nobodys_way(void **state)
 {
 	Bus bus;
 	g_autoptr(GDBusConnection) connection = NULL;
-	g_autoptr(GDBusConnection) flood = NULL;
 	g_autoptr(GDBusConnection) caller = NULL;
-	g_autoptr(GError) error = NULL;
-	GAsyncResult *results[MAX_CALLS], *other;
+	g_autoptr(GDBusConnection) root = NULL;
+	g_autoptr(GPtrArray) floods = g_ptr_array_new_with_free_func(g_object_unref);
+	static GAsyncResult *results[FLOODING_CONNECTIONS * MAX_CALLS], *roots[MAX_CALLS + 1];
+	GAsyncResult *other;
 	const char *name;
 	PfDbusFront *front;
 	Rig rig;
 
+	if (getuid() != 0)
+		skip();
 	bus_start(&bus, open_policy);
 	rig_init(&rig);
 	connection = bus_connect(&bus);
-	flood = bus_connect(&bus);
-	caller = bus_connect(&bus);
+	caller = bus_connect_as(&bus, DAEMON);
+	root = bus_connect(&bus);
 	name = g_dbus_connection_get_unique_name(connection);
 	front = pf_dbus_front_new_on(rig.here, fake_broker, connection, NULL);
 	pf_service_front_serve(rig.there, NULL);
-	start_many(flood, name, results);
-	assert_null(call(flood, name, MANAGER, "GetVM", "('db', @a{sv} {})", &error));
-	assert_error(error, "org.freedesktop.DBus.Error.LimitsExceeded", "under way");
-	g_clear_error(&error);
-	start_call(caller, name, "GetVM", "('db', @a{sv} {})", &other);
-	/* Behind this answer the call before it has arrived. */
-	assert_null(call(caller, name, MANAGER, "ModifyVM", "('db', @a{sv} {})", &error));
-	assert_error(error, PF_DBUS_ERROR_INVALID_ARGUMENT, "no setting");
+	for (size_t i = 0; i < FLOODING_CONNECTIONS; i++) {
+		g_ptr_array_add(floods, bus_connect_as(&bus, NOBODY));
+		start_many(floods->pdata[i], name, &results[i * MAX_CALLS]);
+	}
+	for (size_t i = 0; i < FLOODING_CONNECTIONS; i++)
+		assert_refused(floods->pdata[i], name);
+	start_call(caller, name, "GetVM", "('idle', @a{sv} {})", &other);
+	wait_for_arrival(caller, name);
+	start_many(root, name, roots);
+	start_call(root, name, "ListVMs", "(@a{sv} {},)", &roots[MAX_CALLS]);
+	wait_for_arrival(root, name);
 	pf_service_front_serve(rig.there, &fake);
 	assert_null(finish_call(&other));
-	finish_many(results);
+	assert_int_equal(count_answered(roots, G_N_ELEMENTS(roots)), MAX_CALLS + 1);
+	assert_int_equal(count_answered(results, G_N_ELEMENTS(results)), MAX_CALLS);
+	/* They are not held against him for ever. */
+	start_many(floods->pdata[0], name, results);
+	assert_int_equal(count_answered(results, MAX_CALLS), MAX_CALLS);
 	pf_dbus_front_free(front);
 	rig_deinit(&rig);
 	bus_stop(&bus);

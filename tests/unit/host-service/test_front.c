@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /* Both real ends of the front's socket, with a service that this file plays. */
 #include "tests/unit/host-service/front_rig.h"
-#include "host-service/broker_protocol.h"
+#include "host-service/packet.h"
 #include "host-service/service_front.h"
 #include <poll.h>
 
@@ -36,16 +36,16 @@ static int reset_fake(void **state)
 				  .reason = "",
 				  .agent_version = "0.1.0",
 				  .kernel = "6.1.0\033[2J",
-				  .shim_connected = 7,
-				  .thp = PF_THP_ALL,
-				  .stats = {.fused = 7000, .refused = {[PF_SHIM_BUSY] = 3}},
-				  .shim = {.maps = 1000, .aside = 1},
-				  .paused_ms = 1200},
+				  .figures = {.shim_connected = TRUE,
+					  .thp = PF_THP_ALL,
+					  .stats = {.fused = 7000, .refused = {[PF_SHIM_BUSY] = 3}},
+					  .shim = {.maps = 1000, .aside = 1},
+					  .paused_ms = 1200}},
 			{.domain = &fake.domains[1],
 				.reason = "page fusion is off",
 				.agent_version = "",
 				.kernel = "",
-				.thp = PF_THP_BALANCED}}};
+				.figures = {.thp = PF_THP_BALANCED}}}};
 	return 0;
 }
 
@@ -162,19 +162,15 @@ static void shows_host_and_vms(void **state)
 	assert_int_equal(answer->vms->len, 2);
 	db = g_ptr_array_index(answer->vms, 0);
 	assert_memory_equal(db->domain, &fake.domains[0], sizeof(fake.domains[0]));
-	assert_memory_equal(&db->stats, &fake.views[0].stats, sizeof(db->stats));
-	assert_memory_equal(&db->shim, &fake.views[0].shim, sizeof(db->shim));
+	assert_memory_equal(&db->figures, &fake.views[0].figures, sizeof(db->figures));
 	assert_string_equal(db->agent_version, "0.1.0");
 	assert_string_equal(db->kernel, "6.1.0\357\277\275[2J");
-	assert_int_equal(db->shim_connected, TRUE);
-	assert_int_equal(db->paused_ms, 1200);
-	assert_int_equal(db->thp, PF_THP_ALL);
 	web = g_ptr_array_index(answer->vms, 1);
 	assert_string_equal(web->domain->name, "web");
 	assert_string_equal(web->reason, "page fusion is off");
 	assert_string_equal(web->kernel, "");
-	assert_false(web->shim_connected);
-	assert_int_equal(web->thp, PF_THP_BALANCED);
+	assert_false(web->figures.shim_connected);
+	assert_int_equal(web->figures.thp, PF_THP_BALANCED);
 	ends_deinit(&ends);
 }
 
@@ -255,7 +251,7 @@ static void takes_one_query_at_a_time(void **state)
 	there = pf_service_front_new(fds[1], count_end, &ended);
 	pf_service_front_serve(there, &fake);
 	for (; query.id <= 3; query.id++)
-		assert_int_equal(pf_broker_send(fds[0], &query, sizeof(query), -1), 0);
+		assert_int_equal(pf_packet_send(fds[0], &query, sizeof(query), -1), 0);
 	for (int i = 0; i < 3; i++) {
 		PfFrontMessage message;
 

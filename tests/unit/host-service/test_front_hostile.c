@@ -2,7 +2,7 @@
 /* The front before a service that somebody else has taken over: what it may not send ends the conversation and nothing
  * else, and whoever has asked gets an answer. */
 #include "tests/unit/host-service/front_rig.h"
-#include "host-service/broker_protocol.h"
+#include "host-service/packet.h"
 #include "tests/unit/host-service/lingering_socket.h"
 
 #define MAX_ASKED       16
@@ -14,7 +14,7 @@ static void send_bytes(const Rig *rig, const void *bytes, size_t size, int fd)
 {
 	int r;
 
-	while ((r = pf_broker_send(rig->there, bytes, size, fd)) == -EAGAIN && !rig->ended)
+	while ((r = pf_packet_send(rig->there, bytes, size, fd)) == -EAGAIN && !rig->ended)
 		g_main_context_iteration(NULL, FALSE);
 	/* The front may have ended the conversation before the last of many. */
 	assert_true(r == 0 || rig->ended);
@@ -30,7 +30,7 @@ static PfFrontMessage of_type(PfFrontMessageType type, uint64_t id)
 	PfFrontMessage message = {.magic = PF_FRONT_MAGIC, .type = type, .id = id};
 
 	if (type == PF_FRONT_VM)
-		message.body.vm.thp = PF_THP_ALL;
+		message.body.vm.figures.thp = PF_THP_ALL;
 	if (type == PF_FRONT_END)
 		message.body.end = (PfFrontEnd){.connected = 1, .found = 1};
 	if (type == PF_FRONT_KEEP || type == PF_FRONT_DROP)
@@ -131,8 +131,9 @@ static void rejects_wrong_numbers(void **state)
 		offsetof(PfFrontVm, domain.enabled),
 		offsetof(PfFrontVm, domain.active),
 		offsetof(PfFrontVm, domain.has_shim),
-		offsetof(PfFrontVm, shim_connected),
-		offsetof(PfFrontVm, thp),
+		offsetof(PfFrontVm, figures.shim_connected),
+		offsetof(PfFrontVm, figures.thp),
+		offsetof(PfFrontVm, figures.stats.quota),
 	};
 
 	host.body.host.pressure = 2;
@@ -143,7 +144,7 @@ static void rejects_wrong_numbers(void **state)
 		memset((char *)&wrong.body.vm + in_vm[i], 0xff, sizeof(uint32_t));
 		assert_message_ends(&wrong);
 	}
-	vm.body.vm.thp = PF_THP_DEFAULT;
+	vm.body.vm.figures.thp = PF_THP_DEFAULT;
 	assert_message_ends(&vm);
 	end.body.end.connected = 2;
 	assert_message_ends(&end);

@@ -364,7 +364,7 @@ static void test_wrong_answers(void **state)
 	Pair *t = *state;
 	uint8_t results[2] = {0};
 	PfDigest digests[2] = {{{0}}};
-	PfCapture capture = {results, digests, NULL, NULL};
+	PfCapture capture = {results, digests, NULL, NULL, NULL};
 
 	rig_hint(t->a, 0, 0, 1, 7);
 	rig_hint(t->b, 0, 0, 1, 7);

@@ -188,8 +188,8 @@ static void test_hash_bytes(void **state)
 	PfHashKey key;
 	uint8_t bytes[32];
 
-	for (uint8_t i = 0; i < sizeof(bytes); i++)
-		bytes[i] = i;
+	for (size_t i = 0; i < sizeof(bytes); i++)
+		bytes[i] = (uint8_t)i;
 	memcpy(&key, bytes, sizeof(key));
 	for (unsigned i = 0; i < sizeof(known) / sizeof(known[0]); i++)
 		assert_true(pf_hash_bytes(&key, bytes, known[i].size) == known[i].hash);

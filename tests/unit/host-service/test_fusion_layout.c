@@ -7,7 +7,8 @@
 
 #define OWNER 5u
 
-static int64_t charged; /* bytes */
+static int64_t charged;  /* bytes */
+static uint64_t counted; /* likewise, of all ranges */
 
 static void charge(void *userdata, uint32_t owner, int64_t bytes)
 {
@@ -32,7 +33,7 @@ static void test_file_order_is_frame_order(void **state)
 	PfLayout layout;
 	uint32_t base;
 
-	pf_layout_init(&layout, 0, PF_LAYOUT_FRAMES, charge, &charged);
+	pf_layout_init(&layout, 0, PF_LAYOUT_FRAMES, charge, &charged, &counted);
 	base = take(&layout, 1, 1000, 500) - 500;
 	assert_int_equal(base % PF_LAYOUT_ALIGN, 0);
 	assert_int_equal(take(&layout, 1, 1000, 0), base);
@@ -45,7 +46,7 @@ static void test_ranges_are_disjoint(void **state)
 	PfLayout layout;
 	GHashTable *seen = g_hash_table_new(NULL, NULL);
 
-	pf_layout_init(&layout, 0, PF_LAYOUT_FRAMES, charge, &charged);
+	pf_layout_init(&layout, 0, PF_LAYOUT_FRAMES, charge, &charged, &counted);
 	for (uint32_t page = 0; page < 700; page++) {
 		for (uint64_t module = 0; module < 5; module++) {
 			uint32_t frame = take(&layout, module, 700, page);
@@ -64,7 +65,7 @@ static void test_used_place_goes_to_spare_range(void **state)
 	PfLayout layout;
 	uint32_t first, second, third;
 
-	pf_layout_init(&layout, 0, PF_LAYOUT_FRAMES, charge, &charged);
+	pf_layout_init(&layout, 0, PF_LAYOUT_FRAMES, charge, &charged, &counted);
 	first = take(&layout, 1, 10, 3);
 	second = take(&layout, 1, 10, 3);
 	third = take(&layout, 1, 10, 3);
@@ -79,7 +80,7 @@ static void test_long_file_costs_a_chunk(void **state)
 	PfLayout layout;
 	uint32_t a, b;
 
-	pf_layout_init(&layout, 0, PF_LAYOUT_FRAMES, charge, &charged);
+	pf_layout_init(&layout, 0, PF_LAYOUT_FRAMES, charge, &charged, &counted);
 	a = take(&layout, 1, 1u << 28, (1u << 28) - 1);
 	assert_int_equal(layout.next, PF_LAYOUT_CHUNK_FRAMES);
 	b = take(&layout, 1, 1u << 28, (1u << 28) - 2);
@@ -94,7 +95,7 @@ static void test_untake(void **state)
 	PfLayout layout;
 	uint32_t first, spare;
 
-	pf_layout_init(&layout, 0, PF_LAYOUT_FRAMES, charge, &charged);
+	pf_layout_init(&layout, 0, PF_LAYOUT_FRAMES, charge, &charged, &counted);
 	first = take(&layout, 1, 10, 3);
 	pf_layout_untake(&layout, first);
 	assert_int_equal(take(&layout, 1, 10, 3), first);
@@ -110,7 +111,7 @@ static void test_numbers_run_out(void **state)
 	PfLayoutPlace place = {9, 1, 0, OWNER};
 	uint32_t frame, n = 0;
 
-	pf_layout_init(&layout, 0, 3 * PF_LAYOUT_ALIGN, charge, &charged);
+	pf_layout_init(&layout, 0, 3 * PF_LAYOUT_ALIGN, charge, &charged, &counted);
 	assert_int_equal(take(&layout, 1, 1, 0), 0);
 	assert_int_equal(take(&layout, 2, 513, 0), PF_LAYOUT_ALIGN);
 	while (pf_layout_take(&layout, &place, &frame))
@@ -141,10 +142,11 @@ static void test_first_number(void **state)
 {
 	PfLayout layout;
 
-	pf_layout_init(&layout, 513, PF_LAYOUT_FRAMES, charge, &charged);
+	pf_layout_init(&layout, 513, PF_LAYOUT_FRAMES, charge, &charged, &counted);
 	assert_int_equal(take(&layout, 1, 10, 3), 1024 + 3);
 	pf_layout_deinit(&layout);
-	pf_layout_init(&layout, PF_LAYOUT_FRAMES, PF_LAYOUT_FRAMES - 512, charge, &charged);
+	pf_layout_init(
+		&layout, PF_LAYOUT_FRAMES, PF_LAYOUT_FRAMES - 512, charge, &charged, &counted);
 	assert_false(pf_layout_take(&layout, &(PfLayoutPlace){1, 10, 3, OWNER}, &(uint32_t){0}));
 	pf_layout_deinit(&layout);
 }
@@ -154,7 +156,7 @@ static void test_freed_place_stays_used(void **state)
 	PfLayout layout;
 	uint32_t first, again;
 
-	pf_layout_init(&layout, 0, PF_LAYOUT_FRAMES, charge, &charged);
+	pf_layout_init(&layout, 0, PF_LAYOUT_FRAMES, charge, &charged, &counted);
 	first = take_many(&layout, 1, 100, 10);
 	pf_layout_free(&layout, first + 3);
 	again = take(&layout, 1, 100, 3);
@@ -171,7 +173,7 @@ static void test_emptied_range_is_replaced(void **state)
 	PfLayout layout;
 	uint32_t first, again;
 
-	pf_layout_init(&layout, 0, PF_LAYOUT_FRAMES, charge, &charged);
+	pf_layout_init(&layout, 0, PF_LAYOUT_FRAMES, charge, &charged, &counted);
 	take(&layout, 9, 100, 0);
 	first = take_many(&layout, 1, 600, 128);
 	take(&layout, 8, 100, 0);
@@ -192,7 +194,7 @@ static void test_emptied_range_serves_another_module(void **state)
 	PfLayout layout;
 	uint32_t first, next;
 
-	pf_layout_init(&layout, 0, PF_LAYOUT_FRAMES, charge, &charged);
+	pf_layout_init(&layout, 0, PF_LAYOUT_FRAMES, charge, &charged, &counted);
 	first = take_many(&layout, 1, 600, 127);
 	free_many(&layout, first, 127);
 	next = (uint32_t)layout.next;
@@ -215,7 +217,7 @@ static void test_numbers_are_not_burnt(void **state)
 	enum { N = 100000 };
 	PfLayout layout;
 
-	pf_layout_init(&layout, 0, PF_LAYOUT_FRAMES, charge, &charged);
+	pf_layout_init(&layout, 0, PF_LAYOUT_FRAMES, charge, &charged, &counted);
 	for (uint32_t i = 0; i < N; i++) {
 		uint32_t module_pages = 1u << (i % 14);
 		uint32_t frame = take(&layout, i, module_pages, i % module_pages);
@@ -239,15 +241,18 @@ static void test_owner_pays_until_the_module_loses_its_range(void **state)
 	int64_t first, all = 0;
 
 	charged = 0;
-	pf_layout_init(&layout, 0, PF_LAYOUT_FRAMES, charge, &charged);
+	counted = 0;
+	pf_layout_init(&layout, 0, PF_LAYOUT_FRAMES, charge, &charged, &counted);
 	frame = take(&layout, 1, PF_LAYOUT_CHUNK_FRAMES, 0);
 	first = charged;
-	/* A bit for each frame, and what finds it. */
-	assert_in_range(first, PF_LAYOUT_CHUNK_FRAMES / 8, PF_LAYOUT_CHUNK_FRAMES / 8 + 200);
+	/* A bit for each frame, two in the store, and what finds it. */
+	assert_in_range(
+		first, 3 * PF_LAYOUT_CHUNK_FRAMES / 8, 3 * PF_LAYOUT_CHUNK_FRAMES / 8 + 200);
 	take(&layout, 1, PF_LAYOUT_CHUNK_FRAMES, 1);
 	assert_int_equal(charged, first);
 	other = take(&layout, 2, 10, 0);
-	assert_in_range(charged - first, PF_LAYOUT_ALIGN / 8, PF_LAYOUT_ALIGN / 8 + 200);
+	assert_in_range(charged - first, 3 * PF_LAYOUT_ALIGN / 8, 3 * PF_LAYOUT_ALIGN / 8 + 200);
+	assert_int_equal(counted, charged);
 	pf_layout_foreach_range(&layout, count_bytes, &all);
 	assert_int_equal(all, charged);
 	/* The spare range is nobody's. */
@@ -260,12 +265,16 @@ static void test_owner_pays_until_the_module_loses_its_range(void **state)
 	assert_int_equal(charged, first);
 	pf_layout_free(&layout, frame + 1);
 	assert_int_equal(charged, 0);
-	/* A range that waited is paid for anew. */
+	/* A range that waits is there, and paid for anew when it is taken. */
+	assert_true(counted > (uint64_t)first);
+	assert_int_equal(counted, pf_layout_bytes(&layout));
 	take(&layout, 3, PF_LAYOUT_CHUNK_FRAMES, 7);
 	assert_int_equal(charged, first);
+	assert_int_equal(counted, pf_layout_bytes(&layout));
 	pf_layout_untake(&layout, frame + 7);
 	assert_int_equal(charged, 0);
 	pf_layout_deinit(&layout);
+	assert_int_equal(counted, 0);
 }
 
 int main(void)

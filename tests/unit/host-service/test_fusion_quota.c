@@ -325,11 +325,16 @@ static void test_index_memory_beyond_the_quota(void **state)
 	assert_int_equal(rig_stats(t->a).quota, PF_QUOTA_NONE);
 }
 
-/* A QEMU that says it had one frame everywhere. */
+/* A QEMU that says it had one frame of an earlier service everywhere. */
 static void test_list_beyond_the_quota(void **state)
 {
 	Pair *t = *state;
 
+	pf_fusion_adopt_store(t->a->vm, 1024);
+	rig_store(&t->rig, 0, 600, 7);
+	t->b->mapped[10] = 600;
+	assert_int_equal(rig_list(t->b), 0);
+	assert_int_equal(rig_discard(t->b, 10), 0);
 	fuse_both(t);
 	set_policy(t->a, 2, PLENTY, PLENTY, 4);
 	pf_fusion_shim_away(t->a->vm);
@@ -360,7 +365,7 @@ static void test_ranges_of_frames_are_index_memory(void **state)
 	}
 	n = given(t->a);
 	assert_in_range(n, 10, 149);
-	assert_in_range(pf_vm_index_bytes(t->a->vm) - before, n * 512, n * 700);
+	assert_in_range(pf_vm_index_bytes(t->a->vm) - before, n * 1500, n * PF_LAYOUT_RANGE_BYTES);
 	assert_in_range(pf_vm_index_bytes(t->a->vm), before, 20 * 4096);
 	assert_int_equal(rig_stats(t->a).quota, PF_QUOTA_FRAMES);
 	/* They stay while others have frames in them, also of a VM that has left. */
@@ -429,26 +434,136 @@ static void test_module_table_beyond_the_quota(void **state)
 	rig_check(&t->rig);
 }
 
+/* Takes what it gets, with hints of pages that nobody else has; bytes of its records. */
+static uint64_t be_greedy(RigVm *m)
+{
+	uint32_t first = m->rig->vms->len << 20;
+
+	rig_hint(m, 0, 0, (uint32_t)m->n_pages, first);
+	assert_true(rig_stats(m).over_quota > 0);
+	assert_int_equal(rig_stats(m).quota, PF_QUOTA_INDEX);
+	return pf_vm_index_bytes(m->vm);
+}
+
+static void expect_within_limit(const Rig *rig)
+{
+	rig_check(rig);
+	assert_in_range(rig->fusion->memory_bytes, 0, rig->fusion->memory_limit);
+}
+
+/* Each takes all it can before the next one comes. Chunks and tables of 64 KiB make it less than the formula by one each. */
 static void test_memory_of_all_together(void **state)
 {
+	enum { LIMIT = 16 << 20, SLACK = 256 << 10 };
 	Pair *t = *state;
-	uint64_t before;
+	uint64_t left, bytes;
 
-	rig_hint(t->a, 0, 0, 1000, 1);
-	before = rig_stats(t->a).hinted;
-	pf_fusion_set_memory_limit(t->rig.fusion, t->rig.fusion->memory_bytes);
-	/* a has more than half of what there may be, b nothing. */
-	rig_hint(t->a, 1000, 1000, 100, 5000);
-	assert_int_equal(rig_stats(t->a).hinted, before);
-	assert_int_equal(rig_stats(t->a).over_quota, 100);
-	assert_int_equal(rig_stats(t->a).quota, PF_QUOTA_INDEX);
-	rig_hint(t->b, 0, 0, 100, 1);
-	assert_int_equal(rig_stats(t->b).hinted, 100);
-	assert_int_equal(rig_stats(t->b).quota, PF_QUOTA_NONE);
-	rig_hint(t->b, 1000, 1000, 1000, 5000);
-	assert_in_range(rig_stats(t->b).over_quota, 1, 999);
-	pf_fusion_set_memory_limit(t->rig.fusion, 0);
+	pf_fusion_set_memory_limit(t->rig.fusion, LIMIT);
+	for (uint32_t n = 3; n <= 12; n++) {
+		RigVm *m = rig_add(&t->rig, 0, 150000);
+
+		left = LIMIT - t->rig.fusion->memory_bytes;
+		bytes = be_greedy(m);
+		expect_within_limit(&t->rig);
+		if (n == 3)
+			assert_in_range(bytes, LIMIT / 2 - SLACK, LIMIT);
+		else
+			assert_in_range(bytes + SLACK, left / (n + 1), LIMIT / 2);
+	}
+	/* Those who were there first and have nothing get something as well. */
+	rig_hint(t->a, 0, 0, 100, 1);
+	assert_int_equal(rig_stats(t->a).hinted, 100);
 	assert_int_equal(rig_stats(t->a).quota, PF_QUOTA_NONE);
+	pf_fusion_set_memory_limit(t->rig.fusion, 0);
+	assert_int_equal(rig_stats(t->rig.vms->pdata[2]).quota, PF_QUOTA_NONE);
+}
+
+/* One has had the first half. */
+static void test_memory_of_many_at_once(void **state)
+{
+	enum { LIMIT = 16 << 20, N = 8 };
+	Pair *t = *state;
+	RigVm *first = rig_add(&t->rig, 0, 150000), *many[N - 3];
+
+	pf_fusion_set_memory_limit(t->rig.fusion, LIMIT);
+	be_greedy(first);
+	for (uint32_t i = 0; i < G_N_ELEMENTS(many); i++)
+		many[i] = rig_add(&t->rig, 0, 8192);
+	for (uint32_t k = 0; k < 8192; k += 64)
+		for (uint32_t i = 0; i < G_N_ELEMENTS(many); i++)
+			rig_hint(many[i], k, k, 64, (i + 1) << 24 | k);
+	expect_within_limit(&t->rig);
+	for (uint32_t i = 0; i < G_N_ELEMENTS(many); i++)
+		assert_in_range(pf_vm_index_bytes(many[i]->vm), LIMIT / (4 * N), LIMIT / N);
+	/* Who leaves, leaves it to the others. */
+	rig_remove(first);
+	rig_hint(many[0], 0, 0, 8192, 99u << 24);
+	assert_int_equal(rig_stats(many[0]).quota, PF_QUOTA_NONE);
+	assert_int_equal(rig_stats(many[0]).hinted, 8192);
+}
+
+/* What a shim lists counts like what its guest hints. */
+static void test_memory_for_a_list(void **state)
+{
+	enum { LIMIT = 4 << 20, N = 100000 };
+	Pair *t = *state;
+	RigVm *m = rig_add_unknown(&t->rig, 0, N);
+
+	pf_fusion_set_memory_limit(t->rig.fusion, LIMIT);
+	rig_store(&t->rig, 0, 512, 7);
+	pf_fusion_adopt_store(m->vm, 520);
+	for (uint32_t i = 0; i < N; i++)
+		m->mapped[i] = 512;
+	assert_in_range(rig_list(m), N / 4, N - LIMIT / 200);
+	expect_within_limit(&t->rig);
+}
+
+/* Frames each in a range of its own: those that are used, and those that wait. */
+static void test_memory_of_ranges(void **state)
+{
+	enum { LIMIT = 3 << 20, N = 6000 };
+	Pair *t = *state;
+	RigVm *m = rig_add(&t->rig, 0, N);
+
+	set_admission(t, 1);
+	pf_fusion_set_memory_limit(t->rig.fusion, LIMIT);
+	for (uint32_t round = 0; round < 4; round++) {
+		PfModuleInfo info = {NULL, 0, "module", PF_SESSION_MAX_MODULE_PAGES};
+
+		info.n_pages -= round * PF_LAYOUT_ALIGN;
+		pf_fusion_module(m->vm, 0, &info);
+		for (uint32_t i = 0; i < N; i++)
+			rig_hint(m, i * PF_LAYOUT_CHUNK_FRAMES, i, 1, (round + 1) << 20 | i);
+		while (rig_next(m, &t->order))
+			rig_answer(m, &t->order);
+		expect_within_limit(&t->rig);
+		assert_in_range(given(m), 100, N - 1);
+		withdraw_all(m);
+		rig_empty(m);
+		rig_free(&t->rig);
+	}
+	/* There is room for another VM's. */
+	rig_hint(t->b, 0, 0, 10, 1);
+	rig_run(&t->rig);
+	assert_int_equal(rig_stats(t->b).fused, 10);
+}
+
+static void test_memory_for_captures(void **state)
+{
+	Pair *t = *state;
+
+	set_admission(t, 1);
+	rig_hint(t->a, 0, 0, 100, 1);
+	pf_fusion_set_memory_limit(t->rig.fusion, t->rig.fusion->memory_bytes);
+	assert_false(wants(t->a));
+	pf_fusion_set_memory_limit(t->rig.fusion, t->rig.fusion->memory_bytes + 100000);
+	assert_true(wants(t->a));
+	/* What is promised is as good as taken. */
+	assert_true(rig_next(t->a, &t->order));
+	assert_in_range(t->order.n_pages, 2, 99);
+	assert_false(wants(t->a));
+	rig_answer(t->a, &t->order);
+	expect_within_limit(&t->rig);
 }
 
 static void test_what_a_vm_leaves_behind(void **state)
@@ -536,6 +651,10 @@ int main(void)
 		T(test_neighbours_do_not_change_the_index_memory),
 		T(test_module_table_beyond_the_quota),
 		T(test_memory_of_all_together),
+		T(test_memory_of_many_at_once),
+		T(test_memory_for_a_list),
+		T(test_memory_of_ranges),
+		T(test_memory_for_captures),
 		T(test_what_a_vm_leaves_behind),
 		T(test_not_capturing_waits_for_others),
 		T(test_not_capturing_is_asked_in_the_end),

@@ -202,6 +202,75 @@ static void test_locating_is_tried_again(void **state)
 	end_capture(&log);
 }
 
+static gboolean asks(void *userdata)
+{
+	Rig *rig = userdata;
+
+	toy_guest_handle(rig->agent);
+	return is_readable(&rig->fd);
+}
+
+static void expect_question_after(Rig *rig, gint64 begin, gint64 seconds)
+{
+	turn_until(asks, rig);
+	assert_in_range(
+		g_get_monotonic_time() - begin, seconds * G_USEC_PER_SEC * 9 / 10, FAKE_WAIT_US);
+}
+
+/* The agent begins anew; all that is caused by that has happened. */
+static void begin_anew(Rig *rig)
+{
+	uint64_t session = toy_guest_session(rig->agent);
+
+	assert_true(toy_guest_knock(rig->agent));
+	while (toy_guest_session(rig->agent) == session) {
+		g_main_context_iteration(NULL, FALSE);
+		toy_guest_handle(rig->agent);
+	}
+	while (g_main_context_iteration(NULL, FALSE))
+		toy_guest_handle(rig->agent);
+}
+
+/* The pause passes, and nothing else is asked meanwhile. */
+static void answer_hvas_late(Rig *rig, gint64 when)
+{
+	PfBrokerRequest request = fake_broker_next(rig->fd, PF_BROKER_TRANSLATE);
+	PfBrokerMessage answer = {
+		.type = PF_BROKER_ANSWER, .id = request.id, .error = -1, .n_hvas = 2};
+
+	while (g_get_monotonic_time() < when) {
+		g_main_context_iteration(NULL, FALSE);
+		g_usleep(1000);
+		assert_false(is_readable(&rig->fd));
+	}
+	fake_broker_send(rig->fd, &answer, -1);
+}
+
+/* Whatever the agent does: QEMU's monitor is asked one question at a time, and not without pauses. */
+static void test_questions_are_few(void **state)
+{
+	Rig *rig = *state;
+	gint64 begin = g_get_monotonic_time();
+
+	open_session(rig);
+	turn_until(asks, rig);
+	for (int i = 0; i < 3; i++)
+		begin_anew(rig);
+	answer_hvas_late(rig, begin + 5 * G_USEC_PER_SEC / 2);
+	/* Void: it was about an earlier session. */
+	begin = g_get_monotonic_time();
+	expect_question_after(rig, begin, 2);
+	assert_false(pf_guest_located(rig->guest));
+	begin = g_get_monotonic_time();
+	fail_hvas(rig);
+	wait_for_reason(rig, "the monitor is busy");
+	for (int i = 0; i < 3; i++)
+		begin_anew(rig);
+	expect_question_after(rig, begin, 4);
+	answer_hvas(rig, 0x4000000, 0x7000000);
+	turn_until(is_located, rig);
+}
+
 static void test_a_part_is_located(void **state)
 {
 	Rig *rig = *state;
@@ -419,6 +488,7 @@ int main(void)
 #define TEST(test) cmocka_unit_test_setup_teardown(test, set_up, tear_down)
 	const struct CMUnitTest tests[] = {
 		TEST(test_locating_is_tried_again),
+		TEST(test_questions_are_few),
 		TEST(test_a_part_is_located),
 		TEST(test_no_timer_outlives_it),
 		TEST(test_memory_that_grows),

@@ -203,8 +203,8 @@ static void vm_values(void **state)
 	PfDomain domain = {.name = "web", .active = TRUE};
 	PfVmView vm = {
 		.domain = &domain,
-		.shim_connected = TRUE,
-		.stats = {.hinted = 1,
+		.figures.shim_connected = TRUE,
+		.figures.stats = {.hinted = 1,
 			.fused = 2,
 			.shared = 3,
 			.runs = 4,
@@ -212,13 +212,13 @@ static void vm_values(void **state)
 			.over_quota = 14,
 			.refused =
 				{[PF_SHIM_DONE] = 1000, [PF_SHIM_BUSY] = 6, [PF_SHIM_FAILED] = 7}},
-		.shim = {.maps = 8,
+		.figures.shim = {.maps = 8,
 			.maps_budget = 9,
 			.busy_pages = 10,
 			.discarded_pages = 11,
 			.written_pages = 12,
 			.ways_out = 13},
-		.paused_ms = 15,
+		.figures.paused_ms = 15,
 	};
 	static const uint64_t expected[] = {12, 1, 2, 5, 13, 14, 15, 10, 11, 12, 13, 4, 8, 9};
 	static const PfMetricId of_the_shim[] = {PF_METRIC_VM_BUSY, PF_METRIC_VM_DISCARDED,
@@ -231,7 +231,7 @@ static void vm_values(void **state)
 		assert_int_equal(value, expected[id - PF_METRIC_FIRST_VM]);
 	}
 	assert_false(pf_metric_vm_value(PF_METRIC_HOST_SHARED, &vm, &value));
-	vm.shim_connected = FALSE;
+	vm.figures.shim_connected = FALSE;
 	for (size_t i = 0; i < G_N_ELEMENTS(of_the_shim); i++)
 		assert_false(pf_metric_vm_value(of_the_shim[i], &vm, &value));
 	assert_true(pf_metric_vm_value(PF_METRIC_VM_SHARED, &vm, &value));

@@ -29,15 +29,19 @@
 		}                                                                                  \
 	} while (0)
 
-static int run(const int *fds, int (*function)(void *userdata), void *userdata)
+static int status_of(pid_t pid)
 {
-	pid_t pid = pf_process_start("pf-test", fds, function, userdata, NULL);
 	int status;
 
 	assert_true(pid > 0);
 	assert_int_equal(waitpid(pid, &status, 0), pid);
 	assert_true(WIFEXITED(status));
 	return WEXITSTATUS(status);
+}
+
+static int run(const int *fds, int (*function)(void *userdata), void *userdata)
+{
+	return status_of(pf_process_start("pf-test", fds, function, userdata, NULL));
 }
 
 static bool is_open(int fd)
@@ -74,19 +78,27 @@ static void test_descriptors(void **state)
 		close(fds[i]);
 }
 
-static int look_at_itself(void *userdata)
+static int look_at_name_and_signals(void)
 {
 	static const int ignored[] = {SIGINT, SIGTERM, SIGHUP, SIGPIPE};
 	char name[16];
+	int signal;
 
 	WANT(prctl(PR_GET_NAME, name) == 0);
 	WANT(strcmp(name, "pf-test") == 0);
-	WANT(getppid() == *(pid_t *)userdata);
+	WANT(prctl(PR_GET_PDEATHSIG, &signal) == 0 && signal == SIGKILL);
 	for (size_t i = 0; i < G_N_ELEMENTS(ignored); i++) {
 		struct sigaction action;
 
 		WANT(sigaction(ignored[i], NULL, &action) == 0 && action.sa_handler == SIG_IGN);
 	}
+	return 0;
+}
+
+static int look_at_itself(void *userdata)
+{
+	WANT(look_at_name_and_signals() == 0);
+	WANT(getppid() == *(pid_t *)userdata);
 	return 77;
 }
 
@@ -173,6 +185,49 @@ static void test_parent_is_dead_already(void **state)
 	close(pair[0]);
 }
 
+/* Executed */
+
+#define EXECUTED "--executed"
+
+static int execute(int given, int other, pid_t starter)
+{
+	g_autofree char *first = g_strdup_printf("%d", given);
+	g_autofree char *second = g_strdup_printf("%d", other);
+	g_autofree char *third = g_strdup_printf("%d", starter);
+	const char *const arguments[] = {"test", EXECUTED, first, second, third, NULL};
+	const char *const environment[] = {"PF_TEST=1", NULL};
+
+	return status_of(pf_process_execute(
+		"pf-test", (const int[]){given, -1}, arguments, environment, NULL));
+}
+
+/* What main() does then. */
+static int look_after_execution(char **arguments)
+{
+	WANT(environ[0] && strcmp(environ[0], "PF_TEST=1") == 0 && !environ[1]);
+	WANT(is_open(STDIN_FILENO) && is_open(STDOUT_FILENO) && is_open(STDERR_FILENO));
+	WANT(is_open(atoi(arguments[0])));
+	WANT(!is_open(atoi(arguments[1])));
+	pf_process_resume("pf-test", atoi(arguments[2]));
+	WANT(look_at_name_and_signals() == 0);
+	return 77;
+}
+
+static void test_execution(void **state)
+{
+	int given = fcntl(STDERR_FILENO, F_DUPFD_CLOEXEC, 100),
+	    other = fcntl(STDERR_FILENO, F_DUPFD, 200);
+
+	assert_true(given >= 0 && other >= 0);
+	assert_int_equal(execute(given, other, getpid()), 77);
+	/* Here it still is as it was. */
+	assert_int_equal(fcntl(given, F_GETFD), FD_CLOEXEC);
+	/* Its parent is not who has started it: that one must be dead. */
+	assert_int_equal(execute(given, other, getpid() + 1), EXIT_FAILURE);
+	close(given);
+	close(other);
+}
+
 static void test_socket_pair(void **state)
 {
 	char bytes[8];
@@ -189,15 +244,19 @@ static void test_socket_pair(void **state)
 	close(pair[1]);
 }
 
-int main(void)
+int main(int argc, char **argv)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(test_descriptors),
 		cmocka_unit_test(test_name_and_signals),
 		cmocka_unit_test(test_dies_with_parent),
 		cmocka_unit_test(test_parent_is_dead_already),
+		cmocka_unit_test(test_execution),
 		cmocka_unit_test(test_socket_pair),
 	};
+
+	if (argc == 5 && strcmp(argv[1], EXECUTED) == 0)
+		return look_after_execution(argv + 2);
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }

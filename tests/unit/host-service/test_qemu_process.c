@@ -148,14 +148,66 @@ static void test_what_is_no_channel(void **state)
 	expect_no_connection(absent, getpid(), G_IO_ERROR_NOT_FOUND);
 	assert_true(g_file_set_contents(file, "", 0, NULL));
 	expect_no_connection(file, getpid(), g_io_error_from_errno(ENOTSOCK));
+	assert_int_equal(g_chmod(directory, 0777), 0);
 	assert_int_equal(symlink(path, link), 0);
 	expect_no_connection(link, getpid(), G_IO_ERROR_TOO_MANY_LINKS);
 	g_remove(link);
 	assert_int_equal(symlink(directory, link), 0);
 	expect_no_connection(through, getpid(), G_IO_ERROR_TOO_MANY_LINKS);
+	g_remove(link);
+	assert_int_equal(g_chmod(directory, 0755), 0);
+	assert_int_equal(symlink("link", link), 0);
+	expect_no_connection(through, getpid(), G_IO_ERROR_TOO_MANY_LINKS);
+	g_remove(link);
+	expect_no_connection("channel", getpid(), G_IO_ERROR_NOT_FOUND);
 	close(server);
 	expect_no_connection(path, getpid(), G_IO_ERROR_CONNECTION_REFUSED);
 	g_remove(path);
+}
+
+static void expect_connection(const char *path, gboolean connects)
+{
+	g_autoptr(GError) error = NULL;
+	int fd = pf_qemu_connect(path, getpid(), &error);
+
+	assert_int_equal(fd >= 0, connects);
+	assert_true(connects || strstr(error->message, "there is a symbolic link on its way"));
+	if (fd >= 0)
+		close(fd);
+}
+
+/* Links that root has made, to say where something is, are followed, and nobody else's. */
+static void test_moved_directory(void **state)
+{
+	g_autofree char *link = in_directory("link"), *other = in_directory("other"),
+			*back = in_directory("other/back"),
+			*absolute = in_directory("link/channel"),
+			*relative = in_directory("other/back/link/./channel");
+	gboolean is_root = geteuid() == 0;
+	int server;
+
+	assert_int_equal(g_mkdir(other, 0755), 0);
+	assert_int_equal(symlink("../other/..", back), 0);
+	assert_int_equal(symlink(other, link), 0);
+	server = listen_at(absolute, 2);
+	assert_true(server >= 0);
+	expect_connection(absolute, is_root);
+	close(server);
+	g_remove(absolute);
+	server = listen_at(relative, 2);
+	assert_true(server >= 0);
+	expect_connection(relative, is_root);
+	/* QEMU's user has made one of them. */
+	assert_int_equal(g_chmod(other, 0775), 0);
+	expect_connection(relative, FALSE);
+	assert_int_equal(chown(other, is_root ? 1 : getuid(), getgid()), 0);
+	assert_int_equal(g_chmod(other, 0755), 0);
+	expect_connection(relative, FALSE);
+	close(server);
+	g_remove(relative);
+	g_remove(link);
+	g_remove(back);
+	g_remove(other);
 }
 
 /* One connection waits, and nobody takes it: somebody else has the channel. */
@@ -266,6 +318,7 @@ int main(void)
 		cmocka_unit_test(test_no_pid),
 		cmocka_unit_test(test_connects),
 		cmocka_unit_test(test_what_is_no_channel),
+		cmocka_unit_test(test_moved_directory),
 		cmocka_unit_test(test_channel_in_use),
 		cmocka_unit_test(test_wrong_peer),
 		cmocka_unit_test(test_other_socket_in_its_place),

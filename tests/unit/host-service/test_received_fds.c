@@ -43,7 +43,7 @@ static unsigned receive_and_drop(int from)
 
 	assert_int_equal(recvmsg(from, &message, MSG_CMSG_CLOEXEC), 1);
 	assert_false(message.msg_flags & MSG_CTRUNC);
-	return pf_received_fds_drop(&message);
+	return pf_received_fds_drop(&message, NULL);
 }
 
 static void test_lingering(void **unused)

@@ -2,6 +2,9 @@
 /* What a shim may say, and what ends its connection. */
 #include "host-service/shim_link.h"
 #include "common/page.h"
+#include "host-service/packet.h"
+#include "host-service/received_fds.h"
+#include "slow_file.h"
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -10,11 +13,13 @@
 #include <fcntl.h>
 #include <poll.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
 typedef struct Heard {
-	unsigned hello, ready, captured, fused, released, lost, state, returned, listed, closed;
+	unsigned hello, ready, captured, fused, released, lost, state, returned, memory, listed,
+		closed;
 	uint64_t id;
 	size_t n; /* results, or losses */
 	uint8_t last_result;
@@ -80,8 +85,13 @@ static void on_state(void *userdata, const PfShimState *state)
 
 static void on_store_returned(void *userdata, const PfShimStore *store, int fd)
 {
-	((Heard *)userdata)->returned++;
-	assert_true(fcntl(fd, F_GETFD) >= 0);
+	Heard *heard = userdata;
+
+	heard->returned++;
+	if (fd < 0)
+		return;
+	heard->memory++;
+	assert_true(fcntl(fd, F_GET_SEALS) >= 0);
 	close(fd);
 }
 
@@ -121,7 +131,7 @@ typedef struct Pair {
 	Heard heard;
 } Pair;
 
-static Pair *new_pair_with(PfQuota *quota)
+static Pair *new_pair_with(PfQuota *quota, PfCloser *closer)
 {
 	Pair *pair = g_new0(Pair, 1);
 	int fds[2];
@@ -131,13 +141,13 @@ static Pair *new_pair_with(PfQuota *quota)
 	pair->link = pf_shim_link_new(fds[0], NULL);
 	assert_non_null(pair->link);
 	pair->heard.link = pair->link;
-	pf_shim_link_start(pair->link, quota, &events, &pair->heard);
+	pf_shim_link_start(pair->link, quota, closer, &events, &pair->heard);
 	return pair;
 }
 
 static Pair *new_pair(void)
 {
-	return new_pair_with(NULL);
+	return new_pair_with(NULL, NULL);
 }
 
 static void free_pair(Pair *pair)
@@ -156,24 +166,11 @@ static void settle(void)
 /* header.length and n_fds are filled in unless they are set. */
 static void say_raw(int peer, PfShimHeader header, const void *data, size_t size, int fd)
 {
-	union {
-		struct cmsghdr align;
-		char bytes[CMSG_SPACE(sizeof(int))];
-	} control;
 	struct iovec parts[] = {{&header, sizeof header}, {(void *)data, size}};
-	struct msghdr message = {.msg_iov = parts, .msg_iovlen = 2};
 
 	if (header.length == 0)
 		header.length = (uint32_t)(sizeof header + size);
-	if (fd >= 0) {
-		message.msg_control = &control;
-		message.msg_controllen = sizeof control;
-		*CMSG_FIRSTHDR(&message) = (struct cmsghdr){.cmsg_len = CMSG_LEN(sizeof fd),
-			.cmsg_level = SOL_SOCKET,
-			.cmsg_type = SCM_RIGHTS};
-		memcpy(CMSG_DATA(CMSG_FIRSTHDR(&message)), &fd, sizeof fd);
-	}
-	assert_true(sendmsg(peer, &message, MSG_NOSIGNAL) > 0);
+	assert_int_equal(pf_packet_send_parts(peer, parts, 2, fd), 0);
 }
 
 static void say(Pair *pair, uint16_t type, uint64_t id, const void *data, size_t size)
@@ -290,6 +287,10 @@ static void test_refused_payloads(void **unused)
 	refused(PF_SHIM_LISTED, &list, sizeof list);
 	list = (List){{.n_runs = 2}, {{0x1000, UINT64_MAX, 2, 0}, {0x7000, 9, 1, 0}}};
 	refused(PF_SHIM_LISTED, &list, sizeof list);
+	/* What says nothing comes no nearer to an end. */
+	list = (List){{.more = 1, .n_runs = 0}, {{0}}};
+	refused(PF_SHIM_LISTED, &list, sizeof list.listed);
+	refused(PF_SHIM_LOST, NULL, 0);
 	/* Without a descriptor it returns nothing. */
 	refused(PF_SHIM_STORE_RETURN, bytes, sizeof(PfShimStore));
 	refused(0, NULL, 0);
@@ -355,6 +356,21 @@ static void expect_closed(int reader)
 	close(reader);
 }
 
+static void test_store_is_memory(void **unused)
+{
+	Pair *pair = new_pair();
+	PfShimHeader header = {.magic = PF_SHIM_MAGIC, .type = PF_SHIM_STORE_RETURN, .n_fds = 1};
+	PfShimStore store = {0};
+	int memory = memfd_create("store", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+
+	say_raw(pair->peer, header, &store, sizeof store, memory);
+	close(memory);
+	settle();
+	assert_int_equal(pair->heard.closed, 0);
+	assert_int_equal(pair->heard.memory, 1);
+	free_pair(pair);
+}
+
 static void test_descriptors_are_closed(void **unused)
 {
 	Pair *pair = new_pair();
@@ -369,6 +385,7 @@ static void test_descriptors_are_closed(void **unused)
 	settle();
 	assert_int_equal(pair->heard.closed, 0);
 	assert_int_equal(pair->heard.returned, 10);
+	assert_int_equal(pair->heard.memory, 0);
 	close(announced[1]);
 	expect_closed(announced[0]);
 	/* One that was not announced ends the connection, and is closed too. */
@@ -379,6 +396,31 @@ static void test_descriptors_are_closed(void **unused)
 	close(unannounced[1]);
 	expect_closed(unannounced[0]);
 	free_pair(pair);
+}
+
+/* Nothing is read of a peer as long as too many descriptors that it has sent are not closed. */
+static void test_descriptors_that_stay_open(void **unused)
+{
+	PfCloser *closer = pf_closer_new();
+	PfShimState state = {0};
+	SlowFile file;
+	Pair *pair;
+
+	if (!slow_file_open(&file))
+		skip();
+	pair = new_pair_with(NULL, closer);
+	pf_closer_close(closer, file.fd);
+	for (unsigned i = 0; i < PF_RECEIVED_FDS_MAX_PENDING; i++)
+		pf_closer_close(closer, dup(STDERR_FILENO));
+	say(pair, PF_SHIM_STATE, 0, &state, sizeof state);
+	assert_int_equal(pair->heard.state, 0);
+	slow_file_let(&file);
+	while (pair->heard.state == 0)
+		g_main_context_iteration(NULL, TRUE);
+	assert_int_equal(pair->heard.closed, 0);
+	free_pair(pair);
+	pf_closer_free(closer);
+	slow_file_end(&file);
 }
 
 /* Only a store comes with a message; what a foreign version sends beside the frozen ones is passed over. */
@@ -410,6 +452,22 @@ static void test_end_of_connection(void **unused)
 	settle();
 	assert_int_equal(pair->heard.closed, 1);
 	settle();
+	assert_int_equal(pair->heard.closed, 1);
+	free_pair(pair);
+}
+
+/* It has ended with an order unread: what it has said before is heard. */
+static void test_last_words(void **unused)
+{
+	Pair *pair = new_pair();
+	PfShimHeader header = {.magic = PF_SHIM_MAGIC, .type = PF_SHIM_RELEASED};
+
+	pf_shim_link_send(pair->link, PF_SHIM_LIST, 1, NULL, 0, -1);
+	say_raw(pair->peer, header, NULL, 0, -1);
+	close(pair->peer);
+	pair->peer = -1;
+	settle();
+	assert_int_equal(pair->heard.released, 1);
 	assert_int_equal(pair->heard.closed, 1);
 	free_pair(pair);
 }
@@ -462,13 +520,19 @@ static void test_send_to_one_that_does_not_read(void **unused)
 
 static const PfPolicy policy = {.bytes_per_s = 1, .hints_per_s = 1, .cpu_percent = 1};
 
+static void use_up(PfQuota *quota)
+{
+	pf_quota_spend(quota, 0, 0, 85000, g_get_monotonic_time());
+}
+
 /* A link whose VM has used up its time, and more: the next message is its last for half a second. */
 static Pair *new_paced_pair(PfQuota *quota)
 {
-	Pair *pair = new_pair_with(quota);
+	Pair *pair;
 
 	pf_quota_init(quota, &policy, g_get_monotonic_time());
-	pf_quota_spend(quota, 0, 0, 85000, g_get_monotonic_time());
+	pair = new_pair_with(quota, NULL);
+	use_up(quota);
 	say(pair, PF_SHIM_RELEASED, 1, NULL, 0);
 	assert_int_equal(pair->heard.released, 1);
 	return pair;
@@ -490,6 +554,40 @@ static void test_pause(void **unused)
 		g_main_context_iteration(NULL, TRUE);
 	assert_int_equal(pair->heard.id, 9);
 	assert_in_range(g_get_monotonic_time() - begin, G_USEC_PER_SEC / 3, 20 * G_USEC_PER_SEC);
+	free_pair(pair);
+}
+
+/* It is looked at after each message, not after a turn of them. */
+static void test_pause_in_a_turn(void **unused)
+{
+	const PfShimHeader header = {.magic = PF_SHIM_MAGIC, .type = PF_SHIM_RELEASED};
+	PfQuota quota;
+	Pair *pair;
+
+	pf_quota_init(&quota, &policy, g_get_monotonic_time());
+	pair = new_pair_with(&quota, NULL);
+	use_up(&quota);
+	for (unsigned i = 0; i < 8; i++)
+		say_raw(pair->peer, header, NULL, 0, -1);
+	settle();
+	assert_int_equal(pair->heard.released, 1);
+	free_pair(pair);
+}
+
+/* Another connection does not begin anew. */
+static void test_debt_of_an_earlier_connection(void **unused)
+{
+	PfQuota quota;
+	Pair *pair;
+
+	pf_quota_init(&quota, &policy, g_get_monotonic_time());
+	use_up(&quota);
+	pair = new_pair_with(&quota, NULL);
+	say(pair, PF_SHIM_RELEASED, 1, NULL, 0);
+	assert_int_equal(pair->heard.released, 0);
+	assert_true(pf_shim_link_has_unread(pair->link));
+	while (pair->heard.released == 0)
+		g_main_context_iteration(NULL, TRUE);
 	free_pair(pair);
 }
 
@@ -527,13 +625,18 @@ int main(void)
 		cmocka_unit_test(test_only_frozen),
 		cmocka_unit_test(test_refused_payloads),
 		cmocka_unit_test(test_refused_headers),
+		cmocka_unit_test(test_store_is_memory),
 		cmocka_unit_test(test_descriptors_are_closed),
+		cmocka_unit_test(test_descriptors_that_stay_open),
 		cmocka_unit_test(test_descriptor_too_many),
 		cmocka_unit_test(test_end_of_connection),
+		cmocka_unit_test(test_last_words),
 		cmocka_unit_test(test_closing_in_an_event),
 		cmocka_unit_test(test_send),
 		cmocka_unit_test(test_send_to_one_that_does_not_read),
 		cmocka_unit_test(test_pause),
+		cmocka_unit_test(test_pause_in_a_turn),
+		cmocka_unit_test(test_debt_of_an_earlier_connection),
 		cmocka_unit_test(test_end_in_a_pause),
 		cmocka_unit_test(test_peer),
 	};

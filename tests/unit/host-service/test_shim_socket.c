@@ -79,7 +79,6 @@ static void test_listens(void **state)
 	assert_int_equal(g_stat(rig->lock, &status), 0);
 	assert_int_equal(status.st_mode & 07777, 0600);
 	assert_true(fcntl(pf_shim_socket_fd(shims), F_GETFL) & O_NONBLOCK);
-	assert_true(fcntl(pf_shim_socket_lock(shims), F_GETFD) & FD_CLOEXEC);
 	pf_shim_socket_free(shims);
 	assert_int_equal(access(rig->path, F_OK), -1);
 	assert_int_equal(access(rig->lock, F_OK), 0);
@@ -101,9 +100,10 @@ static void test_second_one(void **state)
 	pf_shim_socket_free(first);
 }
 
-/* A process that has the lock, as the service has it of a first process that was killed. */
-static pid_t hold_lock(PfShimSocket *shims, int *go)
+/* A process that serves shims, and has nothing of the first one open. */
+static pid_t serve(PfShimSocket *shims, int *go)
 {
+	g_autoptr(GError) error = NULL;
 	int ends[2];
 	pid_t child;
 	char byte;
@@ -112,9 +112,12 @@ static pid_t hold_lock(PfShimSocket *shims, int *go)
 	child = fork();
 	assert_true(child >= 0);
 	if (child == 0) {
-		close(ends[1]);
-		_exit(read(ends[0], &byte, 1) == 1 ? 0 : 1);
+		dup2(ends[0], STDIN_FILENO);
+		close_range(STDERR_FILENO + 1, ~0u, 0);
+		_exit(read(STDIN_FILENO, &byte, 1) == 1 ? 0 : 1);
 	}
+	assert_true(pf_shim_socket_serve(shims, child, &error));
+	assert_null(error);
 	close(ends[0]);
 	*go = ends[1];
 	return child;
@@ -132,7 +135,7 @@ static void test_service_that_is_just_ending(void **state)
 	Rig *rig = *state;
 	PfShimSocket *shims = need(rig), *next;
 	int go, status;
-	pid_t child = hold_lock(shims, &go);
+	pid_t child = serve(shims, &go);
 	gint64 before;
 	GThread *thread;
 
@@ -156,13 +159,40 @@ static void test_service_that_hangs(void **state)
 	PfShimSocket *shims = need(rig);
 	g_autoptr(GError) error = NULL;
 	int go, status;
-	pid_t child = hold_lock(shims, &go);
+	pid_t child = serve(shims, &go);
 
 	pf_shim_socket_free(shims);
 	assert_null(pf_shim_socket_new(rig->path, &error));
 	assert_true(g_error_matches(error, G_IO_ERROR, G_IO_ERROR_BUSY));
 	assert_int_equal(write(go, "1", 1), 1);
 	assert_int_equal(waitpid(child, &status, 0), child);
+	close(go);
+}
+
+/* What is written down is no process, or another one that has its id now, or one that has ended. */
+static void test_service_that_has_ended(void **state)
+{
+	const char *const texts[] = {"", "x", "0 0", "-1 7", "99999999999 1", "2147483647 1"};
+	Rig *rig = *state;
+	g_autofree char *own = g_strdup_printf("%d 1\n", getpid());
+	gint64 before = g_get_monotonic_time();
+	PfShimSocket *shims;
+	int go, status;
+	pid_t child;
+
+	for (size_t i = 0; i < G_N_ELEMENTS(texts); i++) {
+		assert_true(g_file_set_contents(rig->lock, texts[i], -1, NULL));
+		pf_shim_socket_free(need(rig));
+	}
+	assert_true(g_file_set_contents(rig->lock, own, -1, NULL));
+	shims = need(rig);
+	child = serve(shims, &go);
+	assert_int_equal(write(go, "1", 1), 1);
+	assert_int_equal(waitpid(child, &status, 0), child);
+	pf_shim_socket_free(shims);
+	pf_shim_socket_free(need(rig));
+	/* Nobody was waited for. */
+	assert_true(g_get_monotonic_time() - before < G_USEC_PER_SEC);
 	close(go);
 }
 
@@ -196,6 +226,7 @@ int main(void)
 		TEST(test_second_one),
 		TEST(test_service_that_is_just_ending),
 		TEST(test_service_that_hangs),
+		TEST(test_service_that_has_ended),
 		TEST(test_path_too_long),
 		TEST(test_no_directory),
 	};

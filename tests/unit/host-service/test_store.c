@@ -18,6 +18,8 @@
 
 #include <cmocka.h>
 
+#include "store_sweep.h"
+
 #define LABEL_KIB 4
 
 static int make_store(void **state)
@@ -300,7 +302,7 @@ static void test_sweep(void **state)
 
 	for (size_t i = 0; i < G_N_ELEMENTS(frames); i++)
 		assert_int_equal(pf_store_write(store, (PfFrame){frames[i]}, filled_page(0x11)), 0);
-	assert_int_equal(pf_store_sweep(store), 0);
+	assert_int_equal(sweep(store), 0);
 	touch_holes(store, 1, 511);
 	touch_holes(store, 1000, 500);
 	touch_holes(store, 1502, 500);
@@ -309,11 +311,64 @@ static void test_sweep(void **state)
 	/* It is not there because somebody has looked. */
 	assert_int_equal(pf_store_read(store, (PfFrame){1000}, page), -ENOENT);
 
-	assert_int_equal(pf_store_sweep(store), 4 * 1521);
+	assert_int_equal(sweep(store), 4 * 1521);
 	assert_int_equal(pf_store_allocated_kib(store), LABEL_KIB + 4 * 4);
 	for (size_t i = 0; i < G_N_ELEMENTS(frames); i++)
 		assert_frame_is(store, frames[i], filled_page(0x11));
 	assert_int_equal(pf_store_write(store, (PfFrame){1000}, filled_page(0x22)), 0);
+}
+
+/* A VM touches every other page, and many: no call stands still for long, and each goes on where the last one ended. */
+static void test_sweep_in_turns(void **state)
+{
+	enum { TOUCHED = 60000, FIRST = 1u << 20, LONG = 20 };
+	PfStore *store = *state;
+	unsigned n_turns = 0, n_long = 0;
+	uint64_t freed_kib = 1;
+	bool more;
+
+	assert_false(pf_store_sweep(store, 1000, &freed_kib));
+	assert_int_equal(freed_kib, 0);
+	assert_int_equal(pf_store_write(store, (PfFrame){FIRST + 1}, filled_page(0x11)), 0);
+	for (uint64_t i = 0; i < TOUCHED; i++)
+		touch_holes(store, FIRST + 2 * i, 1);
+	pf_store_start_sweep(store);
+	do {
+		gint64 start_us = g_get_monotonic_time();
+
+		assert_true(pf_store_is_sweeping(store));
+		more = pf_store_sweep(store, 0, &freed_kib);
+		n_long += g_get_monotonic_time() - start_us > LONG * 1000;
+		n_turns++;
+	} while (more);
+	assert_false(pf_store_is_sweeping(store));
+	assert_int_equal(freed_kib, 4 * TOUCHED);
+	assert_int_equal(pf_store_allocated_kib(store), LABEL_KIB + 4);
+	assert_frame_is(store, FIRST + 1, filled_page(0x11));
+	print_message("%u turns, %u of more than %u ms\n", n_turns, n_long, LONG);
+	/* Whole stretches, not page by page; and one call that was held up by others proves nothing. */
+	assert_in_range(n_turns, 2 * TOUCHED / 4096, 100);
+	assert_true(n_long <= 2);
+}
+
+/* Whoever touches what is behind, or before, does not keep it from ending. */
+static void test_sweep_ends(void **state)
+{
+	enum { STEP = 8192, FIRST = 1u << 20, N = 64 };
+	PfStore *store = *state;
+	uint64_t freed_kib;
+	unsigned n_turns = 0;
+
+	for (uint64_t i = 0; i < N; i++)
+		touch_holes(store, FIRST + i * STEP, 1);
+	pf_store_start_sweep(store);
+	while (pf_store_sweep(store, 0, &freed_kib)) {
+		touch_holes(store, FIRST, 1);
+		touch_holes(store, FIRST - 1, 1);
+		assert_true(++n_turns <= N);
+	}
+	assert_int_equal(pf_store_allocated_kib(store), LABEL_KIB + 4 * 2);
+	assert_int_equal(sweep(store), 4 * 2);
 }
 
 /* Swap */
@@ -440,7 +495,7 @@ static void test_swapped(void **state)
 	assert_int_equal(swapped, smaps_swap_kib(map));
 	/* Still ours, and still the same. */
 	assert_int_equal(pf_store_allocated_kib(store), LABEL_KIB + 4 * FRAMES);
-	assert_int_equal(pf_store_sweep(store), 0);
+	assert_int_equal(sweep(store), 0);
 	for (unsigned i = 0; i < FRAMES; i++) {
 		assert_int_equal(pf_store_read(store, (PfFrame){512 + i}, page), 0);
 		assert_memory_equal(page, filled_page((uint8_t)(i | 1)), PF_PAGE_SIZE);
@@ -465,6 +520,8 @@ int main(void)
 		STORE_TEST(test_dropped_is_used),
 		STORE_TEST(test_memory_goes_back),
 		STORE_TEST(test_sweep),
+		STORE_TEST(test_sweep_in_turns),
+		STORE_TEST(test_sweep_ends),
 		STORE_TEST(test_swapped),
 		STORE_TEST(test_name),
 		cmocka_unit_test(test_no_name),

@@ -24,6 +24,7 @@
 #include <cmocka.h>
 
 #include "store_forgery.h"
+#include "store_sweep.h"
 
 #define LABEL_KIB 4
 
@@ -158,7 +159,7 @@ static void test_claim_and_sweep(void **unused)
 	pf_store_claim(store, (PfFrame){1024});
 	assert_int_equal(pf_store_n_frames(store), 3);
 
-	assert_int_equal(pf_store_sweep(store), 4 * 6);
+	assert_int_equal(sweep(store), 4 * 6);
 	assert_int_equal(pf_store_allocated_kib(store), LABEL_KIB + 4 * 3);
 	assert_frame_is(store, 601, (uint8_t)601);
 	assert_frame_is(store, 605, (uint8_t)605);
@@ -187,7 +188,7 @@ static void test_touched_is_not_back(void **unused)
 	pf_store_claim(store, (PfFrame){600});
 	pf_store_claim(store, (PfFrame){601});
 	pf_store_drop(store, (PfFrame){601});
-	pf_store_sweep(store);
+	sweep(store);
 	map = mmap(NULL, 3 * PF_PAGE_SIZE, PROT_READ, MAP_PRIVATE, pf_store_readonly_fd(store),
 		600 * PF_PAGE_SIZE);
 	assert_ptr_not_equal(map, MAP_FAILED);

@@ -18,6 +18,7 @@
 #include <cmocka.h>
 
 #include "store_forgery.h"
+#include "store_sweep.h"
 
 #define TABLE     PF_PAGE_SIZE /* where it begins */
 #define N_ENTRIES (511 * PF_PAGE_SIZE / 16)
@@ -303,7 +304,7 @@ static void test_full_table(void **state)
 	/* Who comes next finds a short table, and gives back the rest. */
 	store = pass_on(store);
 	assert_int_equal(pf_store_n_pages(store), 2);
-	assert_int_equal(pf_store_sweep(store), 510 * 4);
+	assert_int_equal(sweep(store), 510 * 4);
 	expect(store, 0, b.id == 0, b.id != 0);
 	pf_store_free(store);
 	end_child(&b);
@@ -320,15 +321,15 @@ static void test_sweep_spares_them(void **state)
 	assert_int_equal(pf_store_write(store, (PfFrame){PF_STORE_FIRST_FRAME}, page), 0);
 	assert_int_equal(pf_store_allocated_kib(store), 4 * pf_store_n_pages(store));
 	assert_int_equal(pf_store_n_pages(store), 3);
-	assert_int_equal(pf_store_sweep(store), 0);
+	assert_int_equal(sweep(store), 0);
 	store = pass_on(store);
-	assert_int_equal(pf_store_sweep(store), 4);
+	assert_int_equal(sweep(store), 4);
 	expect(store, 0, false, 1);
 	store = pass_on(store);
 	expect(store, 0, false, 1);
 	/* What somebody has touched behind the table goes. */
 	assert_int_equal(pwrite(pf_store_fd(store), "", 1, 100 * PF_PAGE_SIZE), 1);
-	assert_int_equal(pf_store_sweep(store), 4);
+	assert_int_equal(sweep(store), 4);
 	assert_int_equal(pread(pf_store_fd(store), &byte, 1, TABLE), 1);
 	assert_int_equal(pf_store_allocated_kib(store), 8);
 	pf_store_free(store);
