@@ -22,6 +22,7 @@
 #include <cmocka.h>
 
 #define WAIT_US      (10 * G_USEC_PER_SEC)
+#define LOG_SIZE     65536 /* where gcov counts, the service has much to complain of in its sandbox */
 #define GRACE_US     (2 * G_USEC_PER_SEC - 10000) /* of the program, less its rounding */
 #define SERVICE_USER "64321"
 
@@ -153,7 +154,7 @@ static void test_second_one(void **state)
 {
 	Rig *rig = *state;
 	Daemon first = start(rig, "test:///default"), second;
-	char log[4096];
+	char log[LOG_SIZE];
 
 	wait_until_it_listens(rig);
 	second = start(rig, "test:///default");
@@ -175,7 +176,7 @@ static void test_ends_while_libvirt_hangs(void **state)
 	int libvirt = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0), broker;
 	Daemon daemon;
 	gint64 begin;
-	char log[4096];
+	char log[LOG_SIZE];
 
 	snprintf(address.sun_path, sizeof address.sun_path, "%s/libvirt", rig->dir);
 	assert_int_equal(bind(libvirt, (struct sockaddr *)&address, sizeof address), 0);
@@ -201,7 +202,7 @@ static void test_ends_while_libvirt_hangs(void **state)
 static void test_wake_ups_are_its_own(void **state)
 {
 	Rig *rig = *state;
-	char log[4096];
+	char log[LOG_SIZE];
 
 	for (int i = 0; i < 20; i++) {
 		Daemon daemon = start(rig, "test:///default");
@@ -220,7 +221,7 @@ static void test_ignores_broken_pipes(void **state)
 	g_autofree char *path = g_strdup_printf("/proc/%d/status", daemon.pid);
 	g_autofree char *status = NULL;
 	const char *ignored;
-	char log[4096];
+	char log[LOG_SIZE];
 
 	wait_until_it_listens(rig);
 	assert_true(g_file_get_contents(path, &status, NULL, NULL));
@@ -316,7 +317,7 @@ static void test_one_ends_all_end(void **state)
 		Daemon daemon = start(rig, "test:///default");
 		Child child = wait_for_child(&daemon, ends[i].name),
 		      other = wait_for_child(&daemon, ends[i].other);
-		char log[4096];
+		char log[LOG_SIZE];
 
 		wait_until_it_listens(rig);
 		kill(child.pid, SIGKILL);
@@ -336,7 +337,7 @@ static void test_service_hangs(void **state)
 	Rig *rig = *state;
 	Daemon daemon = start(rig, "test:///default");
 	Child service = wait_for_child(&daemon, "pf-service");
-	char log[4096];
+	char log[LOG_SIZE];
 
 	wait_until_it_listens(rig);
 	kill(service.pid, SIGSTOP);
@@ -386,7 +387,7 @@ static void test_killed_takes_all_along(void **state)
 	Child broker = wait_for_child(&first, "pf-broker"),
 	      service = wait_for_child(&first, "pf-service");
 	g_autofree char *lock = g_strconcat(rig->socket, ".lock", NULL);
-	char log[4096];
+	char log[LOG_SIZE];
 
 	wait_until_it_listens(rig);
 	/* As long as it lives and may write to the stores, the next service does not begin; and no other one can. */
@@ -430,7 +431,7 @@ static void test_kept_store(void **state)
 	static const char *const options[] = {"--user", SERVICE_USER, NULL};
 	Rig *rig = *state;
 	Daemon daemon = start_prepared(rig, "test:///default", options, hand_over_as_systemd);
-	char log[4096];
+	char log[LOG_SIZE];
 
 	wait_until_it_listens(rig);
 	kill(daemon.pid, SIGTERM);
@@ -446,7 +447,7 @@ static void expect_refusal(
 	const Rig *rig, const char *const *options, int status, const char *message)
 {
 	Daemon daemon = start_with(rig, "test:///default", options);
-	char log[4096];
+	char log[LOG_SIZE];
 
 	assert_int_equal(end_of(&daemon, log, sizeof log), status);
 	if (!strstr(log, message))
@@ -508,7 +509,7 @@ static void expect_user(const Rig *rig, const char *const *options, unsigned uid
 	Daemon daemon = start_with(rig, "test:///default", options);
 	gint64 deadline = g_get_monotonic_time() + WAIT_US;
 	Child service = wait_for_child(&daemon, "pf-service");
-	char log[4096];
+	char log[LOG_SIZE];
 
 	/* It begins as root. */
 	while (uid_of(service.pid) != uid) {
