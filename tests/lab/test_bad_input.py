@@ -129,7 +129,7 @@ class BadInput(unittest.TestCase):
         self.libvirt.virsh("define", path)
 
     def test_3_policy(self):
-        self.assertRegex(self.info("plain"), r"Huge pages: +all \(host\)\n")
+        self.assertRegex(self.info("plain"), r"Huge pages: +all \(group\)\n")
         self.assertEqual(self.product.ctl("modifyvm", "plain", "--thp", "preserve").returncode, 0)
         self.assertRegex(self.info("plain"), r"Huge pages: +preserve\n")
         text = self.definition("plain")
@@ -139,7 +139,7 @@ class BadInput(unittest.TestCase):
                             "preserve, balanced, all or default")
         done = self.product.ctl("modifyvm", "plain", "--pagefusion", "on", "--thp", "default")
         self.assertEqual((done.returncode, done.stderr), (0, ""))
-        self.assertRegex(self.info("plain"), r"Huge pages: +all \(host\)\n")
+        self.assertRegex(self.info("plain"), r"Huge pages: +all \(group\)\n")
         self.assertNotIn("thp", self.definition("plain"))
 
     def test_3_trust_group(self):
