@@ -143,6 +143,7 @@ enum {
 	SLOWED = 8,   /* by its quota, after the first messages */
 	CLOSES = 16,  /* its end, when all was said */
 	CLOSED = 32,  /* by the service, before the first */
+	HELD = 64,    /* for a turn, now and then */
 };
 
 static void converse(PfShimLink *link, int peer, unsigned how, const uint8_t *data, size_t size)
@@ -152,10 +153,18 @@ static void converse(PfShimLink *link, int peer, unsigned how, const uint8_t *da
 
 	if (how & ONLY_FROZEN)
 		pf_shim_link_only_frozen(link);
-	if (how & CLOSED)
+	if (how & CLOSED) {
 		pf_shim_link_close(link, "of no use");
+		pf_shim_link_close(link, "of no use at all");
+	}
 	while (next_record(&data, &size, &record)) {
 		say(peer, &record, n_fds);
+		if (how & HELD && !closed) {
+			pf_shim_link_hold(link, true);
+			turn(link, peer);
+		}
+		if (how & HELD && !closed)
+			pf_shim_link_hold(link, false);
 		if (n++ % 2)
 			turn(link, peer);
 	}
