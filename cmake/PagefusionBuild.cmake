@@ -28,8 +28,11 @@ if(PF_HARDEN)
 	# _FORTIFY_SOURCE wants optimisation; some compilers define a lower one themselves.
 	add_compile_options(-U_FORTIFY_SOURCE -D_FORTIFY_SOURCE=2 -fstack-protector-strong -fstack-clash-protection)
 	add_link_options(-Wl,-z,relro -Wl,-z,now -Wl,-z,noexecstack)
-	include(CheckPIESupported)
-	check_pie_supported()
+	# -pie after -static-pie would undo it.
+	if(NOT PF_STATIC_AGENT)
+		include(CheckPIESupported)
+		check_pie_supported()
+	endif()
 endif()
 if(PF_SANITIZE)
 	add_compile_options(-fsanitize=${PF_SANITIZE} -fno-omit-frame-pointer -fno-sanitize-recover=all)
@@ -46,6 +49,17 @@ if(PF_COVERAGE)
 	add_compile_options(--coverage -O0)
 	add_link_options(--coverage)
 endif()
+
+# pf_link_statically(TARGET PREFIX...) links a program without any shared library. The PREFIXes are those that
+# pkg_check_modules() was called with: each library is taken from its archive, with what pkg-config says it needs itself.
+function(pf_link_statically target)
+	foreach(prefix ${ARGN})
+		set_target_properties(PkgConfig::${prefix} PROPERTIES
+			INTERFACE_LINK_LIBRARIES "${${prefix}_STATIC_LIBRARIES}"
+			INTERFACE_LINK_DIRECTORIES "${${prefix}_STATIC_LIBRARY_DIRS}")
+	endforeach()
+	target_link_options(${target} PRIVATE -static-pie)
+endfunction()
 
 # pf_unit_test(NAME LIBS... ) builds test_NAME from test_NAME.c with cmocka and gives it the label "unit".
 function(pf_unit_test name)

@@ -1,11 +1,14 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * The algorithm is fetched once: a fetch for every page would cost more than hashing one.
+ * The algorithm is fetched once: a fetch for every page would cost more than hashing one. No configuration of OpenSSL is
+ * read: a file that somebody made for other programs (other providers, FIPS alone) must not decide whether pages can be
+ * hashed, and a program without shared libraries could load nothing that it names.
  */
 #include "common/digest.h"
 
 #include <assert.h>
 #include <errno.h>
+#include <openssl/crypto.h>
 #include <openssl/evp.h>
 #include <stdlib.h>
 
@@ -20,6 +23,10 @@ PfHasher *pf_hasher_new(void)
 
 	if (!hasher)
 		return NULL;
+	if (!OPENSSL_init_crypto(OPENSSL_INIT_NO_LOAD_CONFIG, NULL)) {
+		pf_hasher_free(hasher);
+		return NULL;
+	}
 	hasher->sha256 = EVP_MD_fetch(NULL, "SHA256", NULL);
 	hasher->context = EVP_MD_CTX_new();
 	if (!hasher->sha256 || !hasher->context) {

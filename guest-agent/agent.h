@@ -1,15 +1,18 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 #pragma once
 /* The program behind main(): both functions log what went wrong and return an exit status. */
-#include <stdbool.h>
+#include "guest-agent/config.h"
 
 typedef struct PfAgentOptions {
-	const char *port;
-	unsigned interval_s; /* between scans; not 0 */
+	PfAgentConfig *config; /* what holds at start; the agent changes it on SIGHUP. Not owned */
+	const char *config_path; /* read again on SIGHUP; NULL: none */
+	const char *port;        /* of the command line, holds over the file's; or NULL */
+	unsigned interval_s;     /* of the command line, holds over the file's; or 0 */
+	bool wait;               /* for a port, also for the next one when it goes away */
 } PfAgentOptions;
 
 /* Reports to the host until SIGTERM or SIGINT. */
 int pf_agent_run(const PfAgentOptions *options);
 
-/* Scans once and prints what would be reported. */
-int pf_agent_dump(bool with_digests);
+/* Looks at everything once and prints what would be reported. */
+int pf_agent_dump(const PfAgentConfig *config, bool with_digests);

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 #pragma once
-#include "guest-agent/scan.h"
+#include "guest-agent/find/scan.h"
 #include <stdio.h>
 
 /* Writes what a report would say as one JSON object and a newline. 0 or -EIO. */

@@ -3,6 +3,8 @@
  * files. */
 #include "common/log.h"
 #include "guest-agent/agent.h"
+#include "guest-agent/check.h"
+#include "guest-agent/status.h"
 #include "pagefusion-version.h"
 #include <errno.h>
 #include <getopt.h>
@@ -11,29 +13,59 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define DEFAULT_PORT       "/dev/virtio-ports/org.pagefusion.agent.0"
-#define DEFAULT_INTERVAL_S 60
-#define MAX_INTERVAL_S     86400
+#define EXIT_MISUSED 2
 
-enum { OPTION_PORT = 1, OPTION_INTERVAL, OPTION_DUMP, OPTION_DEBUG, OPTION_VERSION, OPTION_HELP };
+enum {
+	OPTION_CONFIG = 1,
+	OPTION_PORT,
+	OPTION_INTERVAL,
+	OPTION_WAIT,
+	OPTION_DUMP,
+	OPTION_STATUS,
+	OPTION_CHECK,
+	OPTION_JSON,
+	OPTION_DEBUG,
+	OPTION_VERSION,
+	OPTION_HELP,
+};
+
+typedef enum Action { RUN, DUMP, STATUS, CHECK, VERSION, HELP } Action;
+
+typedef struct Arguments {
+	Action action;
+	const char *config; /* NULL: the one that may be missing */
+	const char *port;
+	unsigned interval_s;
+	bool wait, digests, json;
+} Arguments;
 
 static const char usage[] =
 	"Usage: pagefusion-agent [OPTION...]\n"
 	"Tells the host which pages of this guest hold code and read-only data of files.\n"
 	"\n"
-	"  --port PATH         virtio-serial port (" DEFAULT_PORT ")\n"
-	"  --interval SECONDS  time between two scans, 1 to 86400 (60)\n"
+	"  --config FILE       configuration (" PF_AGENT_CONFIG_FILE ")\n"
+	"  --port PATH         virtio-serial port, in place of the configuration's\n"
+	"  --interval SECONDS  between two passes, 1 to 86400, in place of the configuration's\n"
+	"  --wait              wait for the port where there is none, also when it goes away\n"
+	"  --status            show what the agent that runs has found and what it cost\n"
+	"  --check             say whether it can work here, and if not why and what to do\n"
 	"  --dump[=digests]    print what would be reported as JSON, and exit\n"
+	"  --json              write --status or --check as JSON\n"
 	"  --debug             log more\n"
 	"  --version           print the version\n"
 	"  --help              print this\n"
 	"\n"
-	"SIGHUP makes it scan at once.\n";
+	"SIGHUP makes it read the configuration again and look at everything at once.\n";
 
 static const struct option options[] = {
+	{"config", required_argument, NULL, OPTION_CONFIG},
 	{"port", required_argument, NULL, OPTION_PORT},
 	{"interval", required_argument, NULL, OPTION_INTERVAL},
+	{"wait", no_argument, NULL, OPTION_WAIT},
 	{"dump", optional_argument, NULL, OPTION_DUMP},
+	{"status", no_argument, NULL, OPTION_STATUS},
+	{"check", no_argument, NULL, OPTION_CHECK},
+	{"json", no_argument, NULL, OPTION_JSON},
 	{"debug", no_argument, NULL, OPTION_DEBUG},
 	{"version", no_argument, NULL, OPTION_VERSION},
 	{"help", no_argument, NULL, OPTION_HELP},
@@ -48,16 +80,80 @@ static bool parse_interval(const char *text, unsigned *seconds)
 	errno = 0;
 	/* NOLINTNEXTLINE(*NonNullParamChecker): the option has an argument */
 	value = strtoul(text, &end, 10);
-	if (errno || end == text || *end || text[0] == '-' || value < 1 || value > MAX_INTERVAL_S)
+	if (errno || end == text || *end || text[0] == '-' || value < 1 ||
+		value > PF_AGENT_MAX_INTERVAL_S)
 		return false;
 	*seconds = (unsigned)value;
 	return true;
 }
 
-static int misused(const char *what, const char *argument)
+/* false, for the caller to return. */
+static bool misused(const char *what, const char *argument)
 {
 	pf_error("%s%s; see pagefusion-agent --help", what, argument);
-	return 2;
+	return false;
+}
+
+static bool set_action(Arguments *arguments, Action action)
+{
+	if (arguments->action != RUN && arguments->action != action)
+		return misused("one thing at a time: --status, --check or --dump", "");
+	arguments->action = action;
+	return true;
+}
+
+static bool take_option(Arguments *arguments, int option)
+{
+	switch (option) {
+	case OPTION_CONFIG:
+		arguments->config = optarg;
+		return true;
+	case OPTION_PORT:
+		arguments->port = optarg;
+		return true;
+	case OPTION_INTERVAL:
+		return parse_interval(optarg, &arguments->interval_s) ||
+		       misused("--interval must be 1 to 86400 seconds, not ", optarg);
+	case OPTION_WAIT:
+		arguments->wait = true;
+		return true;
+	case OPTION_DUMP:
+		arguments->digests = optarg && strcmp(optarg, "digests") == 0;
+		if (optarg && !arguments->digests)
+			return misused("--dump knows only =digests, not =", optarg);
+		return set_action(arguments, DUMP);
+	case OPTION_STATUS:
+		return set_action(arguments, STATUS);
+	case OPTION_CHECK:
+		return set_action(arguments, CHECK);
+	case OPTION_JSON:
+		arguments->json = true;
+		return true;
+	case OPTION_DEBUG:
+		pf_log_set_level(PF_LOG_DEBUG);
+		return true;
+	default:
+		return false; /* getopt has said why */
+	}
+}
+
+static bool parse(Arguments *arguments, int argc, char **argv)
+{
+	int option;
+
+	while ((option = getopt_long(argc, argv, "", options, NULL)) != -1) {
+		if (option == OPTION_VERSION || option == OPTION_HELP) {
+			arguments->action = option == OPTION_HELP ? HELP : VERSION;
+			return true;
+		}
+		if (!take_option(arguments, option))
+			return false;
+	}
+	if (optind < argc)
+		return misused("unexpected argument ", argv[optind]);
+	if (arguments->json && arguments->action != STATUS && arguments->action != CHECK)
+		return misused("--json goes with --status or --check", "");
+	return true;
 }
 
 static int print(const char *text)
@@ -65,42 +161,68 @@ static int print(const char *text)
 	return fputs(text, stdout) >= 0 && fflush(stdout) == 0 ? EXIT_SUCCESS : EXIT_FAILURE;
 }
 
+/* A file that is missing is a mistake only when it was named. NULL, or what is wrong. */
+static const char *read_config(PfAgentConfig *config, const Arguments *arguments)
+{
+	const char *path = arguments->config ? arguments->config : PF_AGENT_CONFIG_FILE;
+	static char message[1024];
+	int r = pf_agent_config_init(config);
+
+	if (r < 0)
+		return strerror(-r);
+	r = pf_agent_config_read(config, path, message, sizeof(message));
+	return r == 0 || (r == -ENOENT && !arguments->config) ? NULL : message;
+}
+
+static int check(PfAgentConfig *config, const char *wrong, const Arguments *arguments)
+{
+	if (arguments->port) {
+		free(config->port);
+		config->port = strdup(arguments->port);
+	}
+	return pf_check(stdout, config, wrong, arguments->json);
+}
+
+/* What needs the configuration. */
+static int act(const Arguments *arguments)
+{
+	PfAgentConfig config;
+	const char *wrong = read_config(&config, arguments);
+	const PfAgentOptions agent = {.config = &config,
+		.config_path = arguments->config ? arguments->config : PF_AGENT_CONFIG_FILE,
+		.port = arguments->port,
+		.interval_s = arguments->interval_s,
+		.wait = arguments->wait};
+	int status = EXIT_MISUSED;
+
+	if (arguments->action == CHECK)
+		status = check(&config, wrong, arguments);
+	else if (wrong)
+		pf_error("%s", wrong);
+	else if (arguments->action == DUMP)
+		status = pf_agent_dump(&config, arguments->digests);
+	else
+		status = pf_agent_run(&agent);
+	pf_agent_config_deinit(&config);
+	return status;
+}
+
 int main(int argc, char **argv)
 {
-	PfAgentOptions agent = {.port = DEFAULT_PORT, .interval_s = DEFAULT_INTERVAL_S};
-	bool dump = false, digests = false;
-	int option;
+	Arguments arguments = {.action = RUN};
 
 	pf_log_init("pagefusion-agent");
 	signal(SIGPIPE, SIG_IGN);
-	while ((option = getopt_long(argc, argv, "", options, NULL)) != -1) {
-		switch (option) {
-		case OPTION_PORT:
-			agent.port = optarg;
-			break;
-		case OPTION_INTERVAL:
-			if (!parse_interval(optarg, &agent.interval_s))
-				return misused(
-					"--interval must be 1 to 86400 seconds, not ", optarg);
-			break;
-		case OPTION_DUMP:
-			dump = true;
-			digests = optarg && strcmp(optarg, "digests") == 0;
-			if (optarg && !digests)
-				return misused("--dump knows only =digests, not =", optarg);
-			break;
-		case OPTION_DEBUG:
-			pf_log_set_level(PF_LOG_DEBUG);
-			break;
-		case OPTION_VERSION:
-			return print("pagefusion-agent " PF_VERSION "\n");
-		case OPTION_HELP:
-			return print(usage);
-		default:
-			return 2; /* getopt has said why */
-		}
+	if (!parse(&arguments, argc, argv))
+		return EXIT_MISUSED;
+	switch (arguments.action) {
+	case VERSION:
+		return print("pagefusion-agent " PF_VERSION "\n");
+	case HELP:
+		return print(usage);
+	case STATUS:
+		return pf_status_show(stdout, PF_AGENT_STATUS_SOCKET, arguments.json);
+	default:
+		return act(&arguments);
 	}
-	if (optind < argc)
-		return misused("unexpected argument ", argv[optind]);
-	return dump ? pf_agent_dump(digests) : pf_agent_run(&agent);
 }

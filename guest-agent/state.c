@@ -1,51 +1,42 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 /*
- * A file is known by device and inode, and is the same as long as its size, mtime and ctime are.
- * While it is, a page is hashed once: the digest stays when the page is evicted, and even when the
- * last mapping of the file goes. So that this cannot grow without limit, digests of pages that are
- * not resident are forgotten when there are too many: first those of files that nobody maps, then
- * all.
+ * A file is known by its key and is the same as long as its stamp is. It belongs to each class whose last complete
+ * pass saw it, or that a later pass added it to. What is reported of it are the resident pages of what these classes
+ * cover (pf_file_cover()). When a complete pass ends, files that it did not see leave the class, and pages that are
+ * covered no longer are evicted from what is known; the host hears of it with the next report.
  *
- * Each page holds where it is (gfn) and where the host was told that it is (told). Their difference
- * is what is left to report, so a report needs no list of events: it can be interrupted by a scan,
- * overtaken by it, or begun anew for a new session by forgetting what was told. A file that may
- * have such a difference is dirty.
+ * Digests outlive that, so that what comes back is not hashed again. So that this cannot grow without limit, they are
+ * forgotten when there are too many: first those of files that are of no class, then all. A file costs memory too,
+ * about as much as eight pages, and that counts. Digests of volatile files are good for nothing once the page is gone.
  *
- * A file that changed loses its digests and is declared again under its id, which withdraws its
- * hints on the host; its pages are then hinted again even where their bytes are the same, because
- * the host drops pages that were written.
+ * A pass that was given up may have collected half of what is mapped of a file. Until the next one has collected it
+ * anew, nothing of such a file is withdrawn for lack of a mapping.
+ *
+ * A file that changed loses its digests and is declared again under its id, which withdraws its hints on the host; its
+ * pages are then hinted again even where their bytes are the same, because the host drops pages that were written.
  */
 #include "guest-agent/state.h"
-#include "common/text.h"
 #include <assert.h>
 #include <errno.h>
 #include <search.h>
 #include <stdlib.h>
 #include <unistd.h>
 
-static int compare_inode(const void *a, const void *b)
-{
-	const PfFile *x = a, *y = b;
+#define FILE_COST_PAGES 8
 
-	if (x->device != y->device)
-		return x->device < y->device ? -1 : 1;
-	return (x->inode > y->inode) - (x->inode < y->inode);
+static int compare_u64(uint64_t a, uint64_t b)
+{
+	return (a > b) - (a < b);
 }
 
-static void end_visit(PfFile *file)
+static int compare_key(const void *a, const void *b)
 {
-	if (file->fd >= 0)
-		close(file->fd);
-	file->fd = -1;
-	pf_page_ranges_clear(&file->mapped);
-}
+	const PfFileKey *x = &((const PfFile *)a)->key, *y = &((const PfFile *)b)->key;
+	int r = compare_u64(x->inode, y->inode);
 
-static void file_free(PfFile *file)
-{
-	end_visit(file);
-	pf_page_ranges_deinit(&file->mapped);
-	free(file->pages);
-	free(file);
+	if (r == 0)
+		r = compare_u64(x->device, y->device);
+	return r == 0 ? compare_u64(x->source, y->source) : r;
 }
 
 void pf_state_init(PfState *state)
@@ -53,19 +44,25 @@ void pf_state_init(PfState *state)
 	*state = (PfState){0};
 }
 
+static void file_free(PfState *state, PfFile *file)
+{
+	tdelete(file, &state->by_key, compare_key);
+	pf_file_free(file);
+}
+
 void pf_state_deinit(PfState *state)
 {
-	for (size_t i = 0; i < state->n; i++) {
-		tdelete(state->files[i], &state->by_inode, compare_inode);
-		file_free(state->files[i]);
-	}
+	for (size_t i = 0; i < state->n; i++)
+		file_free(state, state->files[i]);
 	free(state->files);
 	*state = (PfState){0};
 }
 
-void pf_state_begin(PfState *state)
+void pf_state_begin(PfState *state, PfPageClass class, bool complete)
 {
-	state->scan++;
+	state->pass++;
+	state->pass_class = class;
+	state->pass_complete = complete;
 }
 
 static int append_file(PfState *state, PfFile *file)
@@ -79,32 +76,31 @@ static int append_file(PfState *state, PfFile *file)
 		state->files = files;
 		state->capacity = capacity;
 	}
-	if (!tsearch(file, &state->by_inode, compare_inode))
+	if (!tsearch(file, &state->by_key, compare_key))
 		return -ENOMEM;
 	state->files[state->n++] = file;
 	return 0;
 }
 
-static PfFile *file_new(PfState *state, dev_t device, ino_t inode)
+static int file_new(PfState *state, const PfFileKey *key, const PfFileStamp *stamp,
+	const char *name, PfFile **file)
 {
-	PfFile *file = calloc(1, sizeof(*file));
+	PfFile *new = pf_file_new(key);
+	int r = new ? pf_file_renew(new, stamp, name) : -ENOMEM;
 
-	if (!file)
-		return NULL;
-	file->device = device;
-	file->inode = inode;
-	file->fd = -1;
-	if (append_file(state, file) < 0) {
-		file_free(file);
-		return NULL;
-	}
-	return file;
+	if (r == 0)
+		r = append_file(state, new);
+	if (r < 0)
+		pf_file_free(new);
+	else
+		*file = new;
+	return r;
 }
 
-static PfFile *find_file(const PfState *state, dev_t device, ino_t inode)
+static PfFile *find_file(const PfState *state, const PfFileKey *key)
 {
-	PfFile key = {.device = device, .inode = inode};
-	PfFile *const *found = tfind(&key, &state->by_inode, compare_inode);
+	PfFile wanted = {.key = *key};
+	PfFile *const *found = tfind(&wanted, &state->by_key, compare_key);
 
 	return found ? *found : NULL;
 }
@@ -119,182 +115,155 @@ static bool same_stamp(const PfFileStamp *a, const PfFileStamp *b)
 	return a->size == b->size && same_time(a->mtime, b->mtime) && same_time(a->ctime, b->ctime);
 }
 
-/* The host forgets the hints with the new declaration, so nothing counts as told. */
-static void file_renew(PfFile *file, const PfFileStamp *stamp)
+/* What it was mapped as before is void when a complete pass sees it first. */
+static void see(PfState *state, PfFile *file)
 {
-	free(file->pages);
-	file->pages = NULL;
-	file->n = file->n_resident = 0;
-	file->build_id_size = 0;
-	file->stamp = *stamp;
-	file->n_pages = ((uint64_t)stamp->size + PF_PAGE_SIZE - 1) / PF_PAGE_SIZE;
-	file->outdated = file->declared;
-	file->dirty = file->declared;
+	if (state->pass_class == PF_CLASS_MAPPED && state->pass_complete &&
+		file->seen[PF_CLASS_MAPPED] != state->pass) {
+		pf_page_ranges_clear(&file->mapped);
+		file->mapped_cut = false;
+	}
+	pf_file_join(file, state->pass_class, state->pass);
 }
 
-int pf_state_see(
-	PfState *state, const struct stat *st, const char *name, PfFile **file, bool *fresh)
+int pf_state_see(PfState *state, const PfFileKey *key, const PfFileStamp *stamp, const char *name,
+	PfFile **file, bool *fresh)
 {
-	PfFileStamp stamp = {.size = st->st_size, .mtime = st->st_mtim, .ctime = st->st_ctim};
-	PfFile *found = find_file(state, st->st_dev, st->st_ino);
+	PfFile *found = find_file(state, key);
+	int r = 0;
 
-	*fresh = !found || !same_stamp(&found->stamp, &stamp);
+	*fresh = !found || !same_stamp(&found->stamp, stamp);
 	if (!found)
-		found = file_new(state, st->st_dev, st->st_ino);
-	if (!found)
-		return -ENOMEM;
-	if (*fresh) {
-		file_renew(found, &stamp);
-		pf_text_clean(found->name, sizeof(found->name), name);
-	}
-	found->scan = state->scan;
+		r = file_new(state, key, stamp, name, &found);
+	else if (*fresh)
+		r = pf_file_renew(found, stamp, name);
+	if (r < 0)
+		return r;
+	see(state, found);
 	*file = found;
 	return 0;
 }
 
-static int compare_page(const void *key, const void *item)
+/* Digests that are kept for later, in pages. */
+static size_t idle_cost(const PfState *state)
 {
-	const uint64_t *number = key;
-	const PfFilePage *page = item;
+	size_t cost = 0;
 
-	return (*number > page->file_page) - (*number < page->file_page);
-}
-
-const PfFilePage *pf_file_find(const PfFile *file, uint64_t file_page)
-{
-	if (file->n == 0)
-		return NULL;
-	return bsearch(&file_page, file->pages, file->n, sizeof(*file->pages), compare_page);
-}
-
-static void update_dirty(PfFile *file)
-{
-	file->dirty = file->n_resident > 0 ? !file->declared || file->outdated : file->declared;
-	for (size_t i = 0; i < file->n && !file->dirty; i++)
-		file->dirty = file->pages[i].gfn.v != file->pages[i].told.v;
-}
-
-int pf_file_commit(PfFile *file, const PfObserved *observed, size_t n)
-{
-	/* One more, so that nothing to keep is not the same as no memory. */
-	PfFilePage *pages = calloc(file->n + n + 1, sizeof(*pages));
-	size_t old = 0, size = 0;
-
-	if (!pages)
-		return -ENOMEM;
-	for (size_t i = 0; i < file->n; i++)
-		file->pages[i].gfn = PF_NO_GFN;
-	for (size_t i = 0; i < n; i++) {
-		PfFilePage page = {.file_page = observed[i].file_page,
-			.gfn = observed[i].gfn,
-			.digest = observed[i].digest};
-
-		while (old < file->n && file->pages[old].file_page < page.file_page)
-			pages[size++] = file->pages[old++];
-		if (old < file->n && file->pages[old].file_page == page.file_page)
-			page.told = file->pages[old++].told;
-		pages[size++] = page;
+	for (size_t i = 0; i < state->n; i++) {
+		cost += state->files[i]->n_idle;
+		if (pf_file_class(state->files[i]) == PF_N_CLASSES)
+			cost += FILE_COST_PAGES;
 	}
-	while (old < file->n)
-		pages[size++] = file->pages[old++];
-	free(file->pages);
-	file->pages = pages;
-	file->n = size;
-	file->n_resident = n;
-	update_dirty(file);
-	return 0;
-}
-
-/* The host still has to hear of pages with told set, so they stay. */
-static void forget_idle_pages(PfFile *file)
-{
-	size_t kept = 0;
-
-	for (size_t i = 0; i < file->n; i++) {
-		if (file->pages[i].gfn.v || file->pages[i].told.v)
-			file->pages[kept++] = file->pages[i];
-	}
-	file->n = kept;
-}
-
-static size_t count_idle_pages(const PfState *state)
-{
-	size_t count = 0;
-
-	for (size_t i = 0; i < state->n; i++)
-		count += state->files[i]->n - state->files[i]->n_resident;
-	return count;
+	return cost;
 }
 
 static void limit_idle_pages(PfState *state)
 {
-	for (int seen_too = 0; seen_too < 2 && count_idle_pages(state) > PF_STATE_MAX_IDLE_PAGES;
-		seen_too++) {
+	for (int all = 0; all < 2 && idle_cost(state) > PF_STATE_MAX_IDLE_PAGES; all++) {
 		for (size_t i = 0; i < state->n; i++) {
-			if (seen_too || state->files[i]->scan != state->scan)
-				forget_idle_pages(state->files[i]);
+			if (all || pf_file_class(state->files[i]) == PF_N_CLASSES)
+				pf_file_forget_idle(state->files[i]);
 		}
 	}
 }
 
-static void drop_empty_files(PfState *state)
+static bool is_empty(const PfFile *file)
+{
+	return pf_file_class(file) == PF_N_CLASSES && file->n == 0 && !file->declared;
+}
+
+/* Makes room: what is left of files and pages is worth its memory. */
+static void tidy(PfState *state)
 {
 	size_t kept = 0;
 
 	for (size_t i = 0; i < state->n; i++) {
-		PfFile *file = state->files[i];
-
-		if (file->scan == state->scan || file->n > 0 || file->declared) {
-			state->files[kept++] = file;
+		if (pf_file_is_volatile(state->files[i]))
+			pf_file_forget_idle(state->files[i]);
+	}
+	limit_idle_pages(state);
+	for (size_t i = 0; i < state->n; i++) {
+		if (is_empty(state->files[i])) {
+			file_free(state, state->files[i]);
 			continue;
 		}
-		tdelete(file, &state->by_inode, compare_inode);
-		file_free(file);
+		pf_file_shrink(state->files[i]);
+		state->files[kept++] = state->files[i];
 	}
 	state->n = kept;
 }
 
-static void vanish(PfFile *file)
+static void close_file(PfFile *file)
 {
-	for (size_t i = 0; i < file->n; i++)
-		file->pages[i].gfn = PF_NO_GFN;
-	file->n_resident = 0;
-	update_dirty(file);
+	if (file->fd >= 0)
+		close(file->fd);
+	file->fd = -1;
 }
 
 void pf_state_end(PfState *state)
 {
+	PfPageClass class = state->pass_class;
+
 	for (size_t i = 0; i < state->n; i++) {
-		end_visit(state->files[i]);
-		if (state->files[i]->scan != state->scan)
-			vanish(state->files[i]);
+		PfFile *file = state->files[i];
+
+		close_file(file);
+		if (!state->pass_complete || !file->classes[class])
+			continue;
+		if (file->seen[class] != state->pass)
+			pf_file_leave(file, class);
+		pf_file_trim(file);
 	}
-	limit_idle_pages(state);
-	drop_empty_files(state);
+	tidy(state);
 	state->scanned = true;
 	state->complete = true;
 }
 
 void pf_state_cancel(PfState *state)
 {
-	for (size_t i = 0; i < state->n; i++)
-		end_visit(state->files[i]);
+	bool cut = state->pass_class == PF_CLASS_MAPPED && state->pass_complete;
+
+	for (size_t i = 0; i < state->n; i++) {
+		close_file(state->files[i]);
+		if (cut && state->files[i]->seen[PF_CLASS_MAPPED] == state->pass)
+			state->files[i]->mapped_cut = true;
+	}
+}
+
+void pf_state_drop_class(PfState *state, PfPageClass class)
+{
+	for (size_t i = 0; i < state->n; i++) {
+		if (!state->files[i]->classes[class])
+			continue;
+		pf_file_leave(state->files[i], class);
+		pf_file_trim(state->files[i]);
+	}
+	tidy(state);
+	state->scanned = state->complete;
 }
 
 void pf_state_forget_told(PfState *state)
 {
-	for (size_t i = 0; i < state->n; i++) {
-		PfFile *file = state->files[i];
-
-		for (size_t k = 0; k < file->n; k++)
-			file->pages[k].told = PF_NO_GFN;
-		file->declared = false;
-		file->outdated = false;
-		update_dirty(file);
-	}
+	for (size_t i = 0; i < state->n; i++)
+		pf_file_forget_told(state->files[i]);
 	memset(state->ids, 0, sizeof(state->ids));
 	state->next_id = 0;
 	state->scanned = state->complete;
+}
+
+void pf_state_count(const PfState *state, PfStateCount *count)
+{
+	*count = (PfStateCount){0};
+	for (size_t i = 0; i < state->n; i++) {
+		const PfFile *file = state->files[i];
+
+		count->n_idle_pages += file->n_idle;
+		count->n_unsteady_pages += file->n - file->n_idle - file->n_reportable;
+		if (file->n_reportable == 0)
+			continue;
+		count->classes[pf_file_class(file)].n_files++;
+		count->classes[pf_file_class(file)].n_pages += file->n_reportable;
+	}
 }
 
 bool pf_state_take_id(PfState *state, uint32_t *id)

@@ -7,7 +7,7 @@
  * service that does not run is an error.
  */
 #include "host-service/ctl/client.h"
-#include "host-service/dbus_names.h"
+#include "host-service/front/dbus_names.h"
 #include <gio/gio.h>
 
 static GDBusConnection *connect_to_bus(GError **error)

@@ -2,7 +2,7 @@
 #pragma once
 /* The service at the other end of the bus. */
 #include "host-service/ctl/commands.h"
-#include "host-service/org.pagefusion1.h"
+#include "host-service/front/org.pagefusion1.h"
 
 /* gdbus-codegen makes these for its classes, not for the interface. */
 G_DEFINE_AUTOPTR_CLEANUP_FUNC(PfDbusManager, g_object_unref)

@@ -13,6 +13,7 @@ typedef struct PfCtlOptions {
 	gboolean json;
 	gboolean long_list;
 	gboolean machine_readable;
+	gboolean force;
 	char *pagefusion;  /* NULL: not given */
 	char *thp, *group; /* likewise */
 } PfCtlOptions;
@@ -33,3 +34,5 @@ PfCtlExit pf_ctl_list_vms(PfCtl *ctl);
 PfCtlExit pf_ctl_show_vm_info(PfCtl *ctl);
 PfCtlExit pf_ctl_modify_vm(PfCtl *ctl);
 PfCtlExit pf_ctl_metrics_query(PfCtl *ctl);
+PfCtlExit pf_ctl_insert_additions(PfCtl *ctl);
+PfCtlExit pf_ctl_eject_additions(PfCtl *ctl);

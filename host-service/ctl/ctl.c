@@ -26,6 +26,10 @@ static const char help_text[] =
 	"        and when its huge pages may be broken\n"
 	"  metrics query [OBJECT [METRIC[,METRIC...]]] [--json]\n"
 	"        how much is shared; OBJECT is '*' (the default), 'host' or a VM\n"
+	"  additions insert VM\n"
+	"        put the CD with the guest additions into the VM's drive\n"
+	"  additions eject VM [--force]\n"
+	"        take it out again; by force also while the guest uses it\n"
 	"  --version, --help\n"
 	"\n"
 	"VM is a name or a UUID. Numbers: man pagefusion-metrics. Exit codes: man pagefusionctl.\n";
@@ -51,6 +55,7 @@ enum {
 	TAKES_PAGEFUSION = 1 << 3,
 	TAKES_THP = 1 << 4,
 	TAKES_GROUP = 1 << 5,
+	TAKES_FORCE = 1 << 6,
 };
 
 static const struct Command {
@@ -68,6 +73,9 @@ static const struct Command {
 		PF_CTL_MODIFY_USAGE},
 	{{"metrics", "query"}, pf_ctl_metrics_query, TAKES_JSON, 0, 2,
 		"metrics query [OBJECT [METRIC[,METRIC...]]] [--json]"},
+	{{"additions", "insert"}, pf_ctl_insert_additions, 0, 1, 1, "additions insert VM"},
+	{{"additions", "eject"}, pf_ctl_eject_additions, TAKES_FORCE, 1, 1,
+		"additions eject VM [--force]"},
 };
 
 static unsigned n_words(const struct Command *command)
@@ -77,11 +85,19 @@ static unsigned n_words(const struct Command *command)
 
 static PfCtlExit unknown_command(PfCtl *ctl, char **argv)
 {
+	g_autoptr(GString) words = g_string_new(NULL);
+	g_autoptr(GString) usage = g_string_new(NULL);
+
 	for (size_t i = 0; i < G_N_ELEMENTS(commands); i++) {
-		if (strcmp(argv[0], commands[i].words[0]) == 0)
-			return pf_ctl_fail(ctl, PF_CTL_USAGE, "after '%s' comes '%s': use %s",
-				argv[0], commands[i].words[1], commands[i].usage);
+		if (strcmp(argv[0], commands[i].words[0]) != 0)
+			continue;
+		g_string_append_printf(
+			words, "%s'%s'", words->len ? " or " : "", commands[i].words[1]);
+		g_string_append_printf(usage, "%s%s", usage->len ? ", or " : "", commands[i].usage);
 	}
+	if (words->len)
+		return pf_ctl_fail(ctl, PF_CTL_USAGE, "after '%s' comes %s: use %s", argv[0],
+			words->str, usage->str);
 	return pf_ctl_fail(
 		ctl, PF_CTL_USAGE, "there is no command '%s': see 'pagefusionctl --help'", argv[0]);
 }
@@ -122,6 +138,7 @@ static void add_options(GOptionContext *context, PfCtl *ctl, unsigned takes)
 		{"pagefusion", 0, 0, G_OPTION_ARG_FILENAME, &options->pagefusion, NULL, NULL},
 		{"thp", 0, 0, G_OPTION_ARG_FILENAME, &options->thp, NULL, NULL},
 		{"group", 0, 0, G_OPTION_ARG_FILENAME, &options->group, NULL, NULL},
+		{"force", 0, 0, G_OPTION_ARG_NONE, &options->force, NULL, NULL},
 	};
 
 	g_option_context_add_main_entries(context, always, NULL);

@@ -61,6 +61,16 @@ static void print_maps(FILE *out, GVariantDict *vm)
 	print_line(out, "Memory maps:", text);
 }
 
+/* NULL: there is none, or it is none. The caller frees it. */
+static char *local_time(guint64 seconds)
+{
+	g_autoptr(GDateTime) time = NULL;
+
+	if (seconds > 0 && seconds <= G_MAXINT64)
+		time = g_date_time_new_from_unix_local((gint64)seconds);
+	return time ? g_date_time_format(time, "%Y-%m-%d %H:%M:%S") : NULL;
+}
+
 /* Why pages were refused, as a person says it; a newer service may know more reasons. */
 static const char *explain(const char *reason)
 {
@@ -123,9 +133,38 @@ static void print_thp(FILE *out, GVariantDict *vm)
 	print_line(out, "Huge pages:", text);
 }
 
+/* The guest additions: state, since when, and what to do. */
+static void print_additions(FILE *out, GVariantDict *vm)
+{
+	static const struct {
+		const char *state, *advice;
+	} advices[] = {
+		{"never seen", "; install them: pagefusionctl additions insert VM, then in the "
+			       "guest install.sh"},
+		{"silent", "; in the guest: pagefusion-agent --check, systemctl start "
+			   "pagefusion-agent"},
+		{"too old", "; newer ones: pagefusionctl additions insert VM, then in the guest "
+			    "install.sh"},
+	};
+	const char *state = "", *advice = "";
+	guint64 since = 0;
+	g_autofree char *time = NULL, *text = NULL;
+
+	if (!g_variant_dict_lookup(vm, "additions-state", "&s", &state))
+		return;
+	g_variant_dict_lookup(vm, "additions-since", "t", &since);
+	for (size_t i = 0; i < G_N_ELEMENTS(advices); i++)
+		if (flag(vm, "pagefusion") && g_str_equal(state, advices[i].state))
+			advice = advices[i].advice;
+	time = local_time(since);
+	text = g_strconcat(state, time ? " since " : "", time ? time : "", advice, NULL);
+	print_line(out, "Guest additions:", text);
+}
+
 static void print_running(FILE *out, GVariantDict *vm)
 {
 	print_line(out, "VM library:", flag(vm, "shim-connected") ? "connected" : "not connected");
+	print_additions(out, vm);
 	print_text(out, vm, "Guest agent:", "agent-version", "not heard of");
 	print_text(out, vm, "Guest kernel:", "kernel", "unknown");
 	print_number(out, vm, "Hinted:", "hinted", "pages");
@@ -196,8 +235,9 @@ static void print_machine_readable(FILE *out, GVariant *description)
 {
 	static const char *const keys[] = {"name", "uuid", "group", "state", "memory-kib",
 		"pagefusion", "thp", "thp-setting", "active", "reason", "shim-connected",
-		"agent-version", "kernel", "hinted", "fused", "shared-kib", "runs", "revoked",
-		"over-quota", "discarded", "written", "busy", "ways-out", "maps", "maps-budget"};
+		"additions-state", "additions-since", "agent-version", "kernel", "hinted", "fused",
+		"shared-kib", "runs", "revoked", "over-quota", "discarded", "written", "busy",
+		"ways-out", "maps", "maps-budget"};
 	g_auto(GVariantDict) vm = G_VARIANT_DICT_INIT(description);
 
 	for (size_t i = 0; i < G_N_ELEMENTS(keys); i++) {

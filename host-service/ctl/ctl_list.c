@@ -17,15 +17,22 @@ static void print_details(FILE *out, GVariantDict *vm)
 	g_autofree char *group = quoted(vm, "group");
 	g_autofree char *state = NULL;
 	const char *raw_state = "";
-	gboolean enabled = FALSE;
+	g_autofree char *additions = NULL;
+	const char *raw_additions = "unknown";
+	gboolean enabled = FALSE, active = FALSE;
 	guint64 shared_kib = 0;
 
 	g_variant_dict_lookup(vm, "state", "&s", &raw_state);
 	g_variant_dict_lookup(vm, "pagefusion", "b", &enabled);
 	g_variant_dict_lookup(vm, "shared-kib", "t", &shared_kib);
+	g_variant_dict_lookup(vm, "active", "b", &active);
+	g_variant_dict_lookup(vm, "additions-state", "&s", &raw_additions);
 	state = pf_ctl_escape(raw_state, PF_CTL_PLAIN);
+	additions = pf_ctl_escape(raw_additions, PF_CTL_PLAIN);
 	fprintf(out, " %s, page fusion %s, group %s, %" PRIu64 " kB shared", state,
 		enabled ? "on" : "off", group, shared_kib);
+	if (active)
+		fprintf(out, ", additions %s", additions);
 }
 
 static void print_vm(PfCtl *ctl, GVariant *description)

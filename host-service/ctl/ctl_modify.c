@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /* modifyvm: settings of one VM, changed together; silent when it is done. */
+#include "host-service/config/group_name.h"
+#include "host-service/config/thp.h"
 #include "host-service/ctl/client.h"
-#include "host-service/group_name.h"
-#include "host-service/thp.h"
 
 static PfCtlExit check_pagefusion(PfCtl *ctl)
 {

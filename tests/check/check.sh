@@ -12,7 +12,8 @@ jobs=$(nproc)
 mkdir -p build/log
 mapfile -t sources < <(find common guest-agent host-service proto tests -name '*.[ch]' | sort)
 mapfile -t headers < <(find common guest-agent host-service proto tests -name '*.h' | sort)
-mapfile -t scripts < <(echo run; echo .ci/run; find tests packaging -name '*.sh' | sort)
+mapfile -t scripts < <(find run .ci tests packaging -type f ! -path '*/corpus/*' \
+	-exec awk 'FNR == 1 && /^#!(\/usr\/bin\/env bash|\/bin\/sh)$/ { print FILENAME }' {} + | sort)
 mapfile -t pythons < <(find tests -name '*.py' | sort)
 # The translation units as the compiler gets them, without generated code.
 mapfile -t units < <(sed -n 's/^ *"file": "\(.*\)",*$/\1/p' "$dev/compile_commands.json" | grep -v "/$dev/" | sort -u)

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 #include "tests/fuzz/fake_broker.h"
-#include "host-service/broker_protocol.h"
-#include "host-service/packet.h"
+#include "host-service/wire/broker_protocol.h"
+#include "host-service/wire/packet.h"
 #include "tests/fuzz/hostile_qemu.h"
 #include <fcntl.h>
 #include <sys/socket.h>

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 #pragma once
 /* The broker, in the fuzzer: in the same thread, and answers as it is told. It checks what the service asks. */
-#include "host-service/broker.h"
+#include "host-service/wire/broker.h"
 
 typedef enum FakeTrouble {
 	FAKE_NO_DEVICE = 1 << 0,      /* for now */

@@ -8,7 +8,7 @@
  * goes on alone, loses pages, and carries out orders that it still holds. The property for which all
  * this is kept: no frame is freed that a shim maps, or could map by an order that it holds.
  */
-#include "host-service/fusion_private.h"
+#include "host-service/decide/fusion_private.h"
 #include <stdio.h>
 #include <stdlib.h>
 

@@ -3,9 +3,9 @@
  * What the broker reads: packets from the service and the front, and QEMU's answers to gpa2hva. What passes the
  * check keeps the promises that the code behind it relies on.
  */
-#include "host-service/broker_protocol.h"
-#include "host-service/packet.h"
-#include "host-service/qemu_process.h"
+#include "host-service/broker/qemu_process.h"
+#include "host-service/wire/broker_protocol.h"
+#include "host-service/wire/packet.h"
 #include <errno.h>
 #include <stdlib.h>
 #include <sys/socket.h>
@@ -30,7 +30,13 @@ static void check_request(const uint8_t *data, size_t size)
 	require(strlen(request.vm) < sizeof(request.vm));
 	require(pf_broker_may_ask(PF_BROKER_CLIENT_SERVICE, request.type) !=
 		pf_broker_may_ask(PF_BROKER_CLIENT_FRONT, request.type));
-	if (pf_broker_may_ask(PF_BROKER_CLIENT_FRONT, request.type)) {
+	if (request.type == PF_BROKER_INSERT_ADDITIONS ||
+		request.type == PF_BROKER_EJECT_ADDITIONS) {
+		require(request.vm[0] != 0);
+		require(request.force <= (request.type == PF_BROKER_EJECT_ADDITIONS));
+		return;
+	}
+	if (request.type == PF_BROKER_MODIFY) {
 		require(request.changes != 0 && request.enabled <= 1 && request.thp <= PF_THP_ALL);
 		require(strlen(request.group) <= PF_GROUP_NAME_MAX);
 		require(pf_group_name_is_valid(request.group) ==

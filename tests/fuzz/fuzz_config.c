@@ -3,7 +3,7 @@
  * The configuration: either it is refused with one short line, or every policy that comes of it is in the bounds that the
  * service's quotas count on, for trust groups that have a section and for those that have none.
  */
-#include "host-service/config.h"
+#include "host-service/config/config.h"
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>

@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * A domain's definition: whatever can be read can be turned on and off, and afterwards says so. The
- * first byte is no part of the definition: an odd one makes the input an LD_PRELOAD value instead.
+ * A domain's definition: whatever can be read can be turned on and off, and afterwards says so; and
+ * what is inserted into a drive can be ejected. The first byte is no part of the definition: an odd
+ * one makes the input an LD_PRELOAD value instead.
  */
-#include "host-service/domain_xml.h"
+#include "host-service/broker/additions_edit.h"
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
@@ -57,6 +58,28 @@ static void turn_on_and_off(PfDomainXml *xml)
 	require(pf_domain_xml_disable(again));
 }
 
+static void insert_and_eject(PfDomainXml *xml)
+{
+	const char *iso = "/iso/" PF_ADDITIONS_FILE;
+	PfAdditionsChange change = {0}, again = {0};
+	xmlNode *drive = NULL;
+
+	if (pf_additions_insert(xml, iso, TRUE, &change, &drive, NULL)) {
+		g_autofree char *text = pf_additions_format(xml, drive ? drive : xml->root);
+
+		require(change.drive[0] != 0);
+		require(pf_additions_insert(xml, iso, FALSE, &again, &drive, NULL));
+		require(!drive && !again.changed && !again.of_drive);
+		require(strcmp(change.drive, again.drive) == 0);
+		require(*text != 0);
+	}
+	again = (PfAdditionsChange){0};
+	pf_additions_eject(xml, iso, &again);
+	require(!change.drive[0] || again.changed);
+	require(!pf_additions_empty(xml, iso, &again));
+	pf_domain_xml_port_is_open(xml);
+}
+
 static char *definition_with_preload(const char *value)
 {
 	g_autofree char *escaped = g_markup_escape_text(value, -1);
@@ -82,6 +105,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	if (!xml)
 		return 0;
 	read_all(xml);
+	insert_and_eject(xml);
 	turn_on_and_off(xml);
 	return 0;
 }

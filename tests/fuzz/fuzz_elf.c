@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 /* Files that a build-id is looked for in. */
-#include "guest-agent/elf_id.h"
+#include "guest-agent/find/elf_id.h"
 #include <stdlib.h>
 #include <sys/mman.h>
 #include <unistd.h>

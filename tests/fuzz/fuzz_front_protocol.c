@@ -6,10 +6,10 @@
  */
 #include "common/log.h"
 #include "common/text.h"
-#include "host-service/dbus_values.h"
-#include "host-service/front.h"
-#include "host-service/front_protocol.h"
-#include "host-service/packet.h"
+#include "host-service/front/dbus_values.h"
+#include "host-service/front/front.h"
+#include "host-service/wire/front_protocol.h"
+#include "host-service/wire/packet.h"
 #include "tests/fuzz/records.h"
 #include <fcntl.h>
 #include <stdlib.h>

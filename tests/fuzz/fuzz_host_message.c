@@ -5,8 +5,8 @@
  * is no message: what happens to the agent then stands in the byte after it.
  */
 #include "common/frame.h"
-#include "guest-agent/conversation.h"
-#include "guest-agent/host_message.h"
+#include "guest-agent/tell/conversation.h"
+#include "guest-agent/tell/host_message.h"
 #include <stdlib.h>
 #include <string.h>
 
@@ -20,15 +20,16 @@ static const PfFacts facts = {.kernel = "6.1", .ram = {.ranges = {{{1}, 1 << 20}
 static void make_files(void)
 {
 	pf_state_init(&files);
-	pf_state_begin(&files);
+	pf_state_begin(&files, PF_CLASS_CACHE, true);
 	for (uint32_t i = 0; i < 100; i++) {
-		struct stat st = {.st_ino = i + 1, .st_size = 4096};
+		const PfFileKey key = {.inode = i + 1};
+		const PfFileStamp stamp = {.size = 4096};
 		PfObserved page = {.gfn = {1000 + i}};
 		PfFile *file;
 		bool fresh;
 
-		if (pf_state_see(&files, &st, "file", &file, &fresh) < 0 ||
-			pf_file_commit(file, &page, 1) < 0)
+		if (pf_state_see(&files, &key, &stamp, "file", &file, &fresh) < 0 ||
+			pf_file_commit(file, 0, 1, &page, 1) < 0)
 			abort();
 	}
 	pf_state_end(&files);

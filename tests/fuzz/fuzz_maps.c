@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 /* Lines of /proc/PID/maps, and the cleaning of the names in them. */
-#include "guest-agent/maps.h"
+#include "guest-agent/find/maps.h"
 #include "common/page.h"
 #include "common/text.h"
 #include <stdlib.h>

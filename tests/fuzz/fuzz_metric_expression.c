@@ -4,7 +4,7 @@
  * separated by commas. Either the query is refused with a message, or it selects metrics that exist
  * and that the object has.
  */
-#include "host-service/metrics.h"
+#include "host-service/decide/metrics.h"
 #include <string.h>
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);

@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
  * A session with a guest that says anything, and a sink that checks every promise of
- * host-service/session.h. The input is a list of records (records.h).
+ * host-service/decide/session.h. The input is a list of records (records.h).
  */
 #include "common/frame.h"
-#include "host-service/session.h"
+#include "host-service/decide/session.h"
 #include "proto/agent.pb-c.h"
 #include "records.h"
 
@@ -91,7 +91,7 @@ static void on_started(void *userdata, const PfGuestInfo *info)
 		guest->ram[i] = *range;
 	}
 	guest->n_ram = info->n_ram;
-	guest->started = info->page_size == PF_PAGE_SIZE;
+	guest->started = info->page_size == PF_PAGE_SIZE && info->protocol >= PF_SESSION_PROTOCOL;
 	guest->mute = !guest->started;
 }
 

@@ -2,7 +2,7 @@
 /* What a hostile QEMU sends to the service: each record of the input is a packet; its operation is
  * its type. */
 #include "common/page.h"
-#include "host-service/shim_link.h"
+#include "host-service/service/shim_link.h"
 #include "tests/fuzz/records.h"
 #include <stdlib.h>
 #include <string.h>

@@ -4,7 +4,7 @@
  * (records.h): bytes that stand in it, at a place that the operation names. If it is taken for a store, all that the
  * service does with one must hold.
  */
-#include "host-service/store.h"
+#include "host-service/service/store.h"
 #include "tests/fuzz/records.h"
 #include <fcntl.h>
 #include <stdlib.h>

@@ -7,7 +7,7 @@
  * descriptor is left open. The clock and the timers are the fuzzer's.
  */
 #include "common/log.h"
-#include "host-service/vm.h"
+#include "host-service/service/vm.h"
 #include "tests/fuzz/fake_broker.h"
 #include "tests/fuzz/hostile_guest.h"
 #include "tests/fuzz/hostile_qemu.h"

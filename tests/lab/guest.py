@@ -14,6 +14,8 @@ import zlib
 from libvirt_lab import LabError, wait_until
 
 HERE = os.path.dirname(os.path.abspath(__file__))
+UNITS = "etc/systemd/system/"
+LAB_DIRECTORY = "opt/pagefusion-lab/"
 WALKER_PORT = "org.pagefusion.lab.0"
 # A real file of the system that nothing in the guest needs: the walker maps it, the demo overwrites a page of it.
 SPARE_FILE = "/usr/lib/python3*/lib-dynload/_codecs_jp.*.so"
@@ -45,6 +47,12 @@ DOMAIN = """<domain type='{type}'>
 </domain>
 """
 
+CPUS = {
+    "kvm": "<cpu mode='host-passthrough'/>",
+    # QEMU 7.2 now and then leaves rubbish in the flags when it emulates cmpxchg16b, which kills Linux 6.12.
+    "tcg": "<cpu mode='custom'><model>qemu64</model><feature policy='disable' name='cx16'/></cpu>",
+}
+
 LAB_UNIT = f"""[Unit]
 Description=Lab walker
 After=nginx.service redis-server.service ssh.service
@@ -54,41 +62,41 @@ ExecStart=/usr/bin/python3 -B /opt/pagefusion-lab/walker.py /dev/virtio-ports/{W
 [Install]
 WantedBy=multi-user.target
 """
-AGENT_UNIT = """[Unit]
-Description=Page fusion agent
-[Service]
-ExecStart=/usr/sbin/pagefusion-agent
-ExecReload=/bin/kill -HUP $MAINPID
-Restart=always
-RestartSec=1
-[Install]
-WantedBy=multi-user.target
-"""
 # Everything that will run is there at the first scan, so that the time to fuse it is not the time to boot.
 AGENT_ORDER = "[Unit]\nAfter=pagefusion-lab.service\n"
 
 
+def text(content, mode=0o644):
+    """A file for write_initrd_with_payload()."""
+    return (stat.S_IFREG | mode, content.encode())
+
+
+def copy(path, mode=0o644):
+    """The same, from one of the host's."""
+    with open(path, "rb") as f:
+        return (stat.S_IFREG | mode, f.read())
+
+
+def walker_payload():
+    """Files for write_initrd_with_payload(): the walker."""
+    return {
+        LAB_DIRECTORY + "walker.py": copy(os.path.join(HERE, "walker.py")),
+        LAB_DIRECTORY + "guest_files.py": copy(os.path.join(HERE, "guest_files.py")),
+        UNITS + "pagefusion-lab.service": text(LAB_UNIT),
+        UNITS + "multi-user.target.wants/pagefusion-lab.service": (stat.S_IFLNK | 0o777, b"../pagefusion-lab.service"),
+    }
+
+
 def payload(agent, packaged_unit):
-    """Files for write_initrd_with_payload(): the agent and its unit, and the walker."""
-    def text(content, mode=0o644):
-        return (stat.S_IFREG | mode, content.encode())
-
-    def copy(path, mode):
-        with open(path, "rb") as f:
-            return (stat.S_IFREG | mode, f.read())
-
-    units = "etc/systemd/system/"
-    wants = units + "multi-user.target.wants/"
-    unit = copy(packaged_unit, 0o644) if os.path.exists(packaged_unit) else text(AGENT_UNIT)
+    """Files for write_initrd_with_payload(): the agent with its unit and udev's rule for it, and the walker."""
+    rule = "90-pagefusion-agent.rules"
+    packaging = os.path.dirname(os.path.dirname(os.path.abspath(packaged_unit)))
     return {
         "usr/sbin/pagefusion-agent": copy(agent, 0o755),
-        units + "pagefusion-agent.service": unit,
-        units + "pagefusion-agent.service.d/lab.conf": text(AGENT_ORDER),
-        wants + "pagefusion-agent.service": (stat.S_IFLNK | 0o777, b"../pagefusion-agent.service"),
-        "opt/pagefusion-lab/walker.py": copy(os.path.join(HERE, "walker.py"), 0o644),
-        "opt/pagefusion-lab/guest_files.py": copy(os.path.join(HERE, "guest_files.py"), 0o644),
-        units + "pagefusion-lab.service": text(LAB_UNIT),
-        wants + "pagefusion-lab.service": (stat.S_IFLNK | 0o777, b"../pagefusion-lab.service"),
+        UNITS + "pagefusion-agent.service": copy(packaged_unit),
+        UNITS + "pagefusion-agent.service.d/lab.conf": text(AGENT_ORDER),
+        "etc/udev/rules.d/" + rule: copy(os.path.join(packaging, "udev", rule)),
+        **walker_payload(),
     }
 
 
@@ -114,8 +122,7 @@ class Guest:
             pass
         definition = DOMAIN.format(
             type="kvm" if accel == "kvm" else "qemu", name=self.name, mib=self.mib, kernel=image.kernel,
-            initrd=initrd, disk=disk, console=self.console, port=WALKER_PORT,
-            cpu="<cpu mode='host-passthrough'/>" if accel == "kvm" else "")
+            initrd=initrd, disk=disk, console=self.console, port=WALKER_PORT, cpu=CPUS[accel])
         domain = ET.fromstring(definition)
         if edit:
             edit(self, domain)
@@ -135,9 +142,21 @@ class Guest:
         ET.SubElement(disk, "source", file=path)
         ET.SubElement(disk, "target", dev=target, bus="virtio")
 
+    @staticmethod
+    def add_cdrom(domain, path):
+        """A CD in the definition."""
+        disk = ET.SubElement(domain.find("devices"), "disk", type="file", device="cdrom")
+        ET.SubElement(disk, "driver", name="qemu", type="raw")
+        ET.SubElement(disk, "source", file=path)
+        ET.SubElement(disk, "target", dev="hda", bus="ide")
+        ET.SubElement(disk, "readonly")
+
     def start(self):
-        """Starts it and connects to the walker's port."""
+        """Starts it, or goes on where it was saved, and connects to the walker's port."""
         self.libvirt.virsh("start", self.name)
+        if self.line:
+            self.line.close()
+        self.buffer = b""
         live = ET.fromstring(self.libvirt.virsh("dumpxml", self.name))
         path = next(c.find("source").get("path") for c in live.iter("channel")
                     if c.find("target").get("name") == WALKER_PORT)
@@ -149,6 +168,11 @@ class Guest:
         """The end of what the guest said on its console."""
         with open(self.console, encoding="utf-8", errors="replace") as f:
             return "\n".join(f"  {self.name}| {line}" for line in f.read().splitlines()[-lines:])
+
+    def has_panicked(self):
+        """Whether the kernel said so."""
+        with open(self.console, "rb") as f:
+            return b"Kernel panic - not syncing" in f.read()
 
     def running(self):
         """Whether its QEMU is there."""
@@ -187,6 +211,26 @@ class Guest:
         """Request and answer."""
         self.tell(what, seconds, **arguments)
         return self.hear(what, seconds)
+
+    def run(self, command, seconds=60):
+        """(status, output) of a shell's command line in the guest."""
+        reply = self.ask("run", seconds, command=command)
+        return reply["status"], reply["output"]
+
+    def must(self, command, seconds=60):
+        """Output of a command line that has to succeed."""
+        status, output = self.run(command, seconds)
+        if status != 0:
+            raise LabError(f"{self.name}: {command}: status {status}: {output.strip()}")
+        return output
+
+    def hold(self, *arguments, seconds=60):
+        """Runs lab-holder with these arguments; its process id there, once it holds what it is to hold."""
+        out = f"/tmp/lab-holder.{time.monotonic_ns()}"
+        self.must(f"/{LAB_DIRECTORY}lab-holder {' '.join(arguments)} >{out} 2>&1 </dev/null &"
+                  f" while kill -0 $! 2>/dev/null && ! [ -s {out} ]; do sleep 0.1; done;"
+                  f" grep -E '^[0-9]+$' {out}", seconds)
+        return int(self.must(f"cat {out}; rm {out}"))
 
     def pid(self):
         """Of its QEMU."""
@@ -268,6 +312,9 @@ def wait_ready(guests, seconds, progress):
                 waiting.remove(guest)
         elapsed = time.monotonic() - started
         progress(guests, waiting, elapsed)
+        for guest in waiting:
+            if guest.has_panicked():
+                raise LabError(f"{guest.name}: its kernel has panicked")
         if elapsed > seconds:
             raise LabError(f"{', '.join(g.name for g in waiting)}: not ready after {seconds} s")
         time.sleep(0.2)

@@ -7,11 +7,12 @@ import signal
 import sys
 import tempfile
 import time
+import unittest
 
 import guest as lab_guest
 import image as lab_image
 import oracle
-from libvirt_lab import SIGNALS, Libvirt, wait_until
+from libvirt_lab import SIGNALS, Libvirt, die_with_parent, enter_namespaces, wait_until
 from product import Product, Samples
 
 TTY = sys.stdout.isatty()
@@ -58,7 +59,6 @@ class Lab:
         self.product = Product(build)
         self.directory = tempfile.mkdtemp(prefix="pagefusion-lab-", dir=parent)
         os.chmod(self.directory, 0o755)  # QEMU's user has to reach its disks
-        self.initrd = os.path.join(self.directory, "initrd")
         self.libvirt = Libvirt(self.directory)
         self.guests = []
         self.samples = None
@@ -70,14 +70,30 @@ class Lab:
         shim = shutil.copy(self.product.shim_path, self.directory)
         os.chmod(shim, 0o755)
         self.product.start(self.directory, shim, *service_options)
-        lab_image.write_initrd_with_payload(self.image, self.initrd, lab_guest.payload(
-            self.product.agent_path, self.agent_unit))
+
+    def _default_initrd(self):
+        path = os.path.join(self.directory, "initrd")
+        if not os.path.exists(path):
+            lab_image.write_initrd_with_payload(self.image, path, lab_guest.payload(
+                self.product.agent_path, self.agent_unit))
+        return path
 
     def add_guest(self, name, mib, edit=None):
-        """Defines a guest and turns page fusion on in it; edit as in Guest.define()."""
+        """Defines a guest that has the agent, and turns page fusion on in it; edit as in Guest.define()."""
         guest = lab_guest.Guest(self.libvirt, name, self.directory, mib)
+        self.add(guest, self.image, self._default_initrd(), edit)
+
+    def add_guest_with(self, guest, image, files, edit=None):
+        """The same for a guest of another image, or with another payload."""
+        initrd = os.path.join(self.directory, guest.name + ".initrd")
+        lab_image.write_initrd_with_payload(image, initrd, files)
+        self.add(guest, image, initrd, edit)
+
+    def add(self, guest, image, initrd, edit):
+        """Defines the guest and turns page fusion on in it."""
+        name = guest.name
         self.guests.append(guest)
-        guest.define(self.image, self.initrd, self.libvirt.accel, edit)
+        guest.define(image, initrd, self.libvirt.accel, edit)
         wait_until(lambda: self.product.ctl("showvminfo", name).returncode == 0, 10, f"pagefusiond to see {name}")
         self.product.enable(name)
 
@@ -127,6 +143,33 @@ class Lab:
         self.product.stop()
         self.libvirt.stop()
         shutil.rmtree(self.directory, ignore_errors=True)
+
+
+def run_tests(prepare, make, add_more=None):
+    """
+    The main() of a test with guests: images = prepare(options, say) while there is a network, lab = make(options,
+    images, out), then the main module's tests until the first that fails; its exit status.
+    """
+    parser = argparse.ArgumentParser()
+    add_options(parser)
+    if add_more:
+        add_more(parser)
+    options = parser.parse_args()
+    if options.with_parent:
+        die_with_parent()
+    out = Output()
+    images = prepare(options, out.say)
+    enter_namespaces()
+    for signum in SIGNALS:
+        signal.signal(signum, lambda number, _frame: sys.exit(128 + number))
+    lab = make(options, images, out)
+    try:
+        result = unittest.main(argv=sys.argv[:1], failfast=True, exit=False).result
+        if not result.wasSuccessful():
+            lab.explain()
+        return 0 if result.wasSuccessful() else 1
+    finally:
+        lab.close()
 
 
 def add_options(parser):

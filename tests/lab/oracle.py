@@ -68,6 +68,55 @@ def shareable_kib(snapshots):
     return sum(copies - 1 for copies in contents(snapshots).values()) * PAGE // 1024
 
 
+def _pages(runs):
+    """{file page: gfn} of a file's runs."""
+    return {first + i: pfn + i for first, pfn, n in runs for i in range(n)}
+
+
+class HostPages:
+    """What is behind a (paused) guest's pages; to be closed."""
+
+    def __init__(self, snapshot):
+        self.snapshot = snapshot
+        self.memory = open(f"/proc/{snapshot.pid}/mem", "rb", buffering=0)
+        self.pagemap = open(f"/proc/{snapshot.pid}/pagemap", "rb", buffering=0)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.memory.close()
+        self.pagemap.close()
+
+    def read(self, gfn):
+        """A page's bytes."""
+        return self.snapshot.read(self.memory.fileno(), gfn)
+
+    def frame(self, gfn):
+        """Its host page number if it is a file's (fused), else None."""
+        data = os.pread(self.pagemap.fileno(), 8, self.snapshot.hva(gfn) // PAGE * 8)
+        (entry,) = struct.unpack("<Q", data)
+        return entry & PFN_MASK if entry & PRESENT and entry & FILE_PAGE else None
+
+
+def in_common(one, other):
+    """
+    {name: (pages that both (paused) guests have of files of that name with the same bytes, how many of them are the
+    same host page)}
+    """
+    others = dict(other.files)
+    found = {}
+    with HostPages(one) as first, HostPages(other) as second:
+        for name, runs in one.files:
+            pages, other_pages = _pages(runs), _pages(others.get(name, []))
+            pairs = [(gfn, other_pages[page]) for page, gfn in pages.items() if page in other_pages]
+            same = [(a, b) for a, b in pairs if first.read(a) == second.read(b)]
+            frames = [(first.frame(a), second.frame(b)) for a, b in same]
+            if same:
+                found[name] = len(same), sum(a is not None and a == b for a, b in frames)
+    return found
+
+
 def _store_maps(snapshot):
     """(start, end) of the file mappings inside the guest's RAM, and the number of all maps of the process."""
     inside = []

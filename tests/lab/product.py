@@ -47,6 +47,7 @@ class Product:
         self.agent_path = os.path.join(build, "guest-agent/pagefusion-agent")
         self.log = None
         self.service = None
+        self.command = None
         for path in (self.service_path, self.ctl_path, self.shim_path, self.agent_path):
             if not os.path.exists(path):
                 raise LabError(f"{path} is not built")
@@ -61,8 +62,13 @@ class Product:
         config = os.path.join(directory, "pagefusiond.conf")
         with open(config, "w", encoding="utf-8"):
             pass
-        self.service = spawn([self.service_path, "--config", config, "--run-dir", run_dir, "--shim", shim_path,
-                              "--thp", THP, *options], self.log)
+        self.command = [self.service_path, "--config", config, "--run-dir", run_dir, "--shim", shim_path,
+                        "--thp", THP, *options]
+        self.start_again()
+
+    def start_again(self):
+        """Starts the service after it has ended; returns when it answers."""
+        self.service = spawn(self.command, self.log)
 
         def answers():
             if ended(self.service):
@@ -80,9 +86,9 @@ class Product:
         return subprocess.run([self.ctl_path, *args], stdin=subprocess.DEVNULL, capture_output=True, text=True,
                               check=False, timeout=60)
 
-    def enable(self, name):
-        """Turns page fusion on for a VM."""
-        done = self.ctl("modifyvm", name, "--pagefusion", "on")
+    def enable(self, name, value="on"):
+        """Turns page fusion on, or off, for a VM."""
+        done = self.ctl("modifyvm", name, "--pagefusion", value)
         if done.returncode != 0:
             raise LabError(f"pagefusionctl modifyvm: {done.stderr.strip()}")
 

@@ -34,7 +34,9 @@ class BadInput(unittest.TestCase):
         try:
             cls.libvirt.start()
             cls.alone = cls.product.ctl("list", "vms")
-            cls.product.start(cls.directory, shutil.copy(cls.product.shim_path, cls.directory))
+            # The machine may have the guest additions: not for us.
+            cls.product.start(cls.directory, shutil.copy(cls.product.shim_path, cls.directory), "--additions-iso",
+                              os.path.join(cls.directory, "pagefusion-guest-additions.iso"))
             cls.define("plain")
             cls.define("hugepages", "<memoryBacking><hugepages/></memoryBacking>")
         except BaseException:
@@ -93,6 +95,17 @@ class BadInput(unittest.TestCase):
         self.assert_refusal(self.product.ctl("modifyvm", "plain", "--group", "tenant-1"), "page fusion is off",
                             "--pagefusion on --group NAME")
         self.assert_refusal(self.product.ctl("dance"), "dance")
+        self.assertEqual(self.definition("plain"), before)
+
+    def test_1_additions(self):
+        before = self.definition("plain")
+        self.assert_refusal(self.product.ctl("additions"), "'insert' or 'eject'", "additions insert VM")
+        self.assert_refusal(self.product.ctl("additions", "install", "plain"), "'insert' or 'eject'")
+        self.assert_refusal(self.product.ctl("additions", "insert"), "a VM is missing")
+        self.assert_refusal(self.product.ctl("additions", "insert", "nobody"), "nobody")
+        self.assert_refusal(self.product.ctl("additions", "insert", "plain", "--force"), "--force")
+        missing = self.product.ctl("additions", "insert", "plain")
+        self.assert_refusal(missing, "there is no ", "pagefusion-guest-additions.iso", "./run package")
         self.assertEqual(self.definition("plain"), before)
 
     def test_1_refused_definition(self):

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """The lab's own tools, without a guest: what builds the image and what judges must itself be right."""
+import fcntl
 import os
 import stat
 import subprocess
@@ -8,6 +9,9 @@ import tempfile
 import unittest
 
 import demo
+import additions
+import archive
+import cpio
 import image
 from libvirt_lab import Setting
 from product import Samples
@@ -56,14 +60,14 @@ class Course(unittest.TestCase):
 class Sources(unittest.TestCase):
     """Which of a machine's archives the guest is made from."""
 
-    def sources(self, **files):
-        """archive_sources() of such an /etc/apt."""
+    def sources(self, *args, made_by=archive.archive_sources, **files):
+        """archive_sources() of such an /etc/apt, or another one's."""
         with tempfile.TemporaryDirectory() as etc:
             os.mkdir(etc + "/sources.list.d")
             for name, text in files.items():
                 with open(f"{etc}/{name.replace('__', '.list.d/').replace('_', '.')}", "w", encoding="utf-8") as f:
                     f.write(text)
-            return image.archive_sources("trixie", etc)
+            return made_by("trixie", *args, etc)
 
     def test_one_line_and_third_parties(self):
         text = self.sources(sources_list="deb http://own.example/debian trixie main contrib\n"
@@ -81,16 +85,62 @@ class Sources(unittest.TestCase):
         self.assertIn("Suites: trixie trixie-updates", text)
         self.assertNotIn("off.example", text)
 
+    def test_another_release(self):
+        text = self.sources("bullseye", made_by=archive.release_sources,
+                            sources_list="deb http://security.example/debian trixie-security main\n"
+                            "deb [signed-by=/k/other.gpg] http://other.example trixie main\n"
+                            "deb http://own.example/debian trixie main contrib\n")
+        self.assertEqual(text, "Types: deb\nURIs: http://own.example/debian\nSuites: bullseye\nComponents: main\n\n")
+
     def test_none(self):
-        with self.assertRaises(image.ImageError):
+        with self.assertRaises(archive.ImageError):
             self.sources(sources_list="deb http://own.example/debian bookworm main\n")
+
+
+class Modules(unittest.TestCase):
+    """What an initramfs loads."""
+
+    def test_each_after_what_it_needs(self):
+        needs = {"virtio-blk": "virtio,virtio_ring", "virtio": "", "virtio_ring": "virtio", "other": ""}
+        with tempfile.TemporaryDirectory() as root:
+            os.makedirs(root + "/usr/lib/modules/6.1/kernel")
+            for name, depends in needs.items():
+                with open(f"{root}/usr/lib/modules/6.1/kernel/{name}.ko", "wb") as f:
+                    f.write(b"license=GPL\0depends=" + depends.encode() + b"\0")
+            found = image._modules(root, ["virtio_blk", "built_in"])
+        self.assertEqual(list(found), ["virtio", "virtio_ring", "virtio_blk"])
+
+
+class Cache(unittest.TestCase):
+    """Which images stay."""
+
+    def test_what_somebody_uses_and_what_is_not_ours(self):
+        with tempfile.TemporaryDirectory() as cache:
+            ours = image._recipe_name("busybox")
+            for name in (ours, "guest-old-1", "guest-old-2", "kernel-old-3", "other"):
+                os.mkdir(os.path.join(cache, name))
+            fd = os.open(cache + "/guest-old-2", os.O_RDONLY)
+            fcntl.flock(fd, fcntl.LOCK_SH)
+            image._drop_others(cache)
+            self.assertEqual(sorted(os.listdir(cache)), sorted([ours, "guest-old-2", "other"]))
+            os.close(fd)
+
+
+class Differences(unittest.TestCase):
+    """What an installation left behind."""
+
+    def test_each_kind(self):
+        before = {"/a": "1", "/b": "1", "/c": "1"}
+        self.assertEqual(additions.differences(before, dict(before)), [])
+        self.assertEqual(additions.differences(before, {"/a": "1", "/b": "2", "/d": "1"}),
+                         ["changed: /b: 1: 2", "gone: /c", "new: /d"])
 
 
 class Cpio(unittest.TestCase):
     """What the kernel unpacks."""
 
     def test_a_reader_finds_what_was_put_in(self):
-        archive = image.cpio({"a/b/file": (stat.S_IFREG | 0o644, b"seven b"), "link": (stat.S_IFLNK | 0o777, b"a/b")})
+        archive = cpio.cpio({"a/b/file": (stat.S_IFREG | 0o644, b"seven b"), "link": (stat.S_IFLNK | 0o777, b"a/b")})
         self.assertEqual(len(archive) % 4, 0)
         names, at = [], 0
         while True:

@@ -3,6 +3,7 @@
 
 Shares no code and no library with the agent. One JSON object a line comes in on a virtio-serial port, one goes out:
   {"do": "walk"}                         every resident page of every r-- and r-x mapping of a regular file
+  {"do": "pages", "files": [PATTERN]}    every resident page of files
   {"do": "ram"}                          where RAM lies
   {"do": "rescan"}                       has the agent look again
   {"do": "hash", "path": P, "page": N}   what a reader of the file sees in that page now
@@ -14,6 +15,7 @@ Shares no code and no library with the agent. One JSON object a line comes in on
   {"do": "mount", "device": D, "at": P}  mounts a disk
   {"do": "load", "files": [PATTERN], "at": [P], "rounds": N}  writes and reads disks, see guest_files.py
   {"do": "patch", "files": [PATTERN], "at": [P]}  writes to what load wrote, see guest_files.py
+  {"do": "run", "command": C}            status and output of a shell's command line
   {"do": "reboot"}                       begins to shut down, to boot again
 Everything is imported before the first answer, so that answering maps nothing new.
 """
@@ -95,26 +97,41 @@ def resident(link, wanted, pagemap):
         libc.munmap(addr, size)
 
 
-def walk():
-    """Files with their pages in runs [first file page, first PFN, length], and the guest's RAM ranges."""
+def runs_of(pfns):
+    """{file page: PFN} as runs [first file page, first PFN, length]."""
+    runs = []
+    for page in sorted(pfns):
+        if runs and page == runs[-1][0] + runs[-1][2] and pfns[page] == runs[-1][1] + runs[-1][2]:
+            runs[-1][2] += 1
+        else:
+            runs.append([page, pfns[page], 1])
+    return runs
+
+
+def look(files):
+    """Runs of the resident pages of files [(path, name, wanted file pages)], and the guest's RAM ranges."""
     pagemap = os.open("/proc/self/pagemap", os.O_RDONLY)
     result = []
-    for link, name, wanted in read_only_mappings().values():
+    for path, name, wanted in files:
         if not wanted:
             continue
         try:
-            pfns = resident(link, wanted, pagemap)
+            result.append([name, runs_of(resident(path, wanted, pagemap))])
         except OSError:
             continue
-        runs = []
-        for page in sorted(pfns):
-            if runs and page == runs[-1][0] + runs[-1][2] and pfns[page] == runs[-1][1] + runs[-1][2]:
-                runs[-1][2] += 1
-            else:
-                runs.append([page, pfns[page], 1])
-        result.append([name, runs])
     os.close(pagemap)
     return {"files": result, "ram": ram()}
+
+
+def walk():
+    """Files with their pages in runs, and the guest's RAM ranges."""
+    return look(read_only_mappings().values())
+
+
+def pages(request):
+    """The same for certain files, mapped or not."""
+    return look((path, path, range((os.path.getsize(path) + PAGE - 1) // PAGE))
+                for path in guest_files.find(request["files"]))
 
 
 def ram():
@@ -204,8 +221,16 @@ def write(request):
     return {"sha256": page_hash(request["path"], request["page"])}
 
 
+def run(request):
+    """Of a command whose output ends with it; what it left behind has to be redirected."""
+    done = subprocess.run(request["command"], shell=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                          stderr=subprocess.STDOUT, check=False)
+    return {"status": done.returncode, "output": done.stdout.decode(errors="backslashreplace")}
+
+
 VERBS = {
     "walk": lambda request: walk(),
+    "pages": pages,
     "ram": lambda request: {"ram": ram()},
     "rescan": lambda request: rescan(),
     "hash": lambda request: {"sha256": page_hash(request["path"], request["page"])},
@@ -215,6 +240,7 @@ VERBS = {
     "drop": lambda request: guest_files.drop_caches(),
     "churn": lambda request: guest_files.churn(request["mib"]),
     "mount": mount,
+    "run": run,
     "load": load,
     "patch": patch,
     "reboot": lambda request: {"status": subprocess.run(["systemctl", "reboot"], check=False).returncode},

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 #include "tests/security/inside.h"
-#include "host-service/process.h"
+#include "host-service/daemon/process.h"
 #include <grp.h>
 #include <setjmp.h>
 #include <stdarg.h>

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 #pragma once
 /* Processes that enter the sandbox and do one thing there. */
-#include "host-service/sandbox.h"
+#include "host-service/daemon/sandbox.h"
 
 #define INSIDE_UID    64321
 #define INSIDE_GID    64322

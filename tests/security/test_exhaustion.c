@@ -4,7 +4,7 @@
  * a local user with such ones or with a crowd. VMs that mean no harm are fused meanwhile. The service is the program, in
  * its sandbox, because there is what has to do the closing.
  */
-#include "host-service/closer.h"
+#include "host-service/wire/closer.h"
 #include "tests/security/honest.h"
 #include "tests/security/hostile.h"
 #include "tests/unit/host-service/lingering_socket.h"

@@ -8,7 +8,7 @@
  * Rounds with and without the flood alternate in blocks: the flooder is stopped and continued, so that nothing else of
  * the two differs. It has used up what it may take at once before the first.
  */
-#include "host-service/cpu_time.h"
+#include "host-service/service/cpu_time.h"
 #include "tests/vmm/lab.h"
 #include <inttypes.h>
 #include <setjmp.h>

@@ -4,10 +4,10 @@
  * and no page of memory is a frame of two groups'; by the kernel's word. A QEMU that lies about what it has reaches
  * neither another group's frames nor its numbers.
  */
-#include "host-service/domain_xml.h"
+#include "common/page.h"
+#include "host-service/broker/domain_xml.h"
 #include "tests/security/honest.h"
 #include "tests/security/hostile.h"
-#include "common/page.h"
 #include <errno.h>
 #include <setjmp.h>
 #include <stdarg.h>

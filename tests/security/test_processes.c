@@ -4,7 +4,7 @@
  * takes connections and says nothing) and a bus of its own, so that there is something that the service must not have;
  * and once with VMs that share memory through it.
  */
-#include "host-service/sandbox.h"
+#include "host-service/daemon/sandbox.h"
 #include "tests/security/inspect.h"
 #include "tests/vmm/lab.h"
 #include <fcntl.h>

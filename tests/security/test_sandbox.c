@@ -2,10 +2,10 @@
 /* What the sandbox leaves to the service, how the service looks from outside, and who gets in. */
 #include "common/digest.h"
 #include "common/log.h"
-#include "host-service/process.h"
-#include "host-service/process_id.h"
-#include "host-service/received_fds.h"
-#include "host-service/store.h"
+#include "host-service/daemon/process.h"
+#include "host-service/service/process_id.h"
+#include "host-service/service/store.h"
+#include "host-service/wire/received_fds.h"
 #include "tests/security/inside.h"
 #include "tests/security/inspect.h"
 #include <errno.h>

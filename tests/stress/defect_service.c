@@ -3,8 +3,8 @@
  * A service with a defect (the linker's --wrap): numbers of freed frames are given out again. The store would not write
  * such a frame: it is written behind its back.
  */
-#include "host-service/fusion_layout.h"
-#include "host-service/store.h"
+#include "host-service/decide/fusion_layout.h"
+#include "host-service/service/store.h"
 #include <errno.h>
 #include <unistd.h>
 

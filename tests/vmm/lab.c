@@ -5,7 +5,7 @@
  * waits for that, the main loop turns, because the answer may depend on the service.
  */
 #include "tests/vmm/lab.h"
-#include "host-service/shim_socket.h"
+#include "host-service/front/shim_socket.h"
 #include "tests/vmm/toy_broker.h"
 #include <errno.h>
 #include <fcntl.h>

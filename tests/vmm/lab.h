@@ -5,7 +5,7 @@
  * waits for anything) or as the program pagefusiond, for tests that kill it. Whatever cannot be set
  * up ends the test.
  */
-#include "host-service/service.h"
+#include "host-service/service/service.h"
 #include <stdbool.h>
 #include <stdint.h>
 #include <sys/types.h>

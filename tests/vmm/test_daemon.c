@@ -49,7 +49,8 @@ static int set_up(void **state)
 
 static int tear_down(void **state)
 {
-	static const char *const names[] = {"shim.sock", "shim.sock.lock", "libvirt", "conf"};
+	static const char *const names[] = {
+		"shim.sock", "shim.sock.lock", "libvirt", "conf", "notify"};
 	Rig *rig = *state;
 
 	for (size_t i = 0; i < G_N_ELEMENTS(names); i++) {
@@ -413,31 +414,56 @@ static void test_killed_takes_all_along(void **state)
 
 #define KEPT_NAME "store-0123456789abcdef0123456789abcdef"
 
+static const char *notify_path;
+
 static void hand_over_as_systemd(void)
 {
 	char pid[16];
 
 	snprintf(pid, sizeof pid, "%d", getpid());
 	setenv("LISTEN_PID", pid, 1);
-	setenv("LISTEN_FDS", "2", 1);
-	setenv("LISTEN_FDNAMES", "other:" KEPT_NAME, 1);
-	dup2(STDERR_FILENO, 3);
-	dup2(open("/dev/null", O_RDWR | O_CLOEXEC), 4);
+	setenv("LISTEN_FDS", "3", 1);
+	setenv("LISTEN_FDNAMES", "other:store-default:" KEPT_NAME, 1);
+	setenv("NOTIFY_SOCKET", notify_path, 1);
+	for (int fd = 3; fd < 6; fd++)
+		dup2(STDERR_FILENO, fd);
 }
 
-/* It comes through to the service, which does not like this one. */
+/* The socket of one that hears what the daemon notifies it of. */
+static int listen_as_systemd(const Rig *rig)
+{
+	struct timeval patience = {.tv_sec = WAIT_US / G_USEC_PER_SEC};
+	struct sockaddr_un address = {.sun_family = AF_UNIX};
+	int fd = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+
+	snprintf(address.sun_path, sizeof address.sun_path, "%s/notify", rig->dir);
+	assert_int_equal(bind(fd, (struct sockaddr *)&address, sizeof address), 0);
+	assert_int_equal(setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience), 0);
+	return fd;
+}
+
+/* It comes through to the service, which does not like this one, and says so to systemd. What only looks like a store of
+ * ours does not get so far. */
 static void test_kept_store(void **state)
 {
 	static const char *const options[] = {"--user", SERVICE_USER, NULL};
 	Rig *rig = *state;
-	Daemon daemon = start_prepared(rig, "test:///default", options, hand_over_as_systemd);
-	char log[LOG_SIZE];
+	g_autofree char *path = g_build_filename(rig->dir, "notify", NULL);
+	int systemd = listen_as_systemd(rig);
+	Daemon daemon;
+	char log[LOG_SIZE], message[256] = "";
 
+	notify_path = path;
+	daemon = start_prepared(rig, "test:///default", options, hand_over_as_systemd);
+	assert_true(recv(systemd, message, sizeof message - 1, 0) > 0);
+	assert_string_equal(message, "FDSTOREREMOVE=1\nFDNAME=" KEPT_NAME);
+	close(systemd);
 	wait_until_it_listens(rig);
 	kill(daemon.pid, SIGTERM);
 	assert_int_equal(end_of(&daemon, log, sizeof log), 0);
 	assert_non_null(strstr(log, "kept for us was " KEPT_NAME ": no store of ours"));
 	assert_null(strstr(log, "other"));
+	assert_null(strstr(log, "store-default"));
 }
 
 /* Options and configuration */
@@ -490,8 +516,8 @@ static void test_wrong_configuration(void **state)
 	g_autofree char *path = write_config(rig, "[service]\ncolour=green\n");
 	const char *const unknown[] = {"--config", path, NULL};
 
-	expect_refusal(rig, missing, 1, "/nonexistent/conf");
-	expect_refusal(rig, unknown, 1, "colour");
+	expect_refusal(rig, missing, 2, "/nonexistent/conf");
+	expect_refusal(rig, unknown, 2, "colour");
 }
 
 /* How the service's process is started: with a descriptor, which nobody else has. */

@@ -5,8 +5,8 @@
  * tables. Stopping shuts the socket down, which ends the thread's wait.
  */
 #include "tests/vmm/toy_broker.h"
-#include "host-service/broker_protocol.h"
-#include "host-service/packet.h"
+#include "host-service/wire/broker_protocol.h"
+#include "host-service/wire/packet.h"
 #include <errno.h>
 #include <fcntl.h>
 #include <sys/socket.h>

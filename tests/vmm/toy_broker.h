@@ -18,7 +18,7 @@
  * All functions may be called from any thread of the test. Events wait in the socket until the
  * service reads them.
  */
-#include "host-service/broker.h"
+#include "host-service/wire/broker.h"
 
 typedef struct ToyBroker ToyBroker;
 

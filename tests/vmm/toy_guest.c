@@ -26,6 +26,8 @@ struct ToyGuest {
 	PfFrameReader reader;
 	uint64_t session_id; /* 0: none */
 	uint64_t sent, acknowledged, window;
+	const char *version; /* of its agent */
+	uint32_t protocol;
 };
 
 static void disconnect(ToyGuest *guest)
@@ -58,8 +60,12 @@ ToyGuest *toy_guest_new(const char *path, const ToyGuestRange *ranges, size_t n_
 		close(fd);
 		return NULL;
 	}
-	*guest = (ToyGuest){
-		.listener = fd, .connection = -1, .ranges = ranges, .n_ranges = n_ranges};
+	*guest = (ToyGuest){.listener = fd,
+		.connection = -1,
+		.ranges = ranges,
+		.n_ranges = n_ranges,
+		.version = "toy",
+		.protocol = 1};
 	pf_frame_reader_init(&guest->reader);
 	return guest;
 }
@@ -70,6 +76,12 @@ void toy_guest_free(ToyGuest *guest)
 	close(guest->listener);
 	pf_frame_reader_deinit(&guest->reader);
 	free(guest);
+}
+
+void toy_guest_set_agent(ToyGuest *guest, const char *version, uint32_t protocol)
+{
+	guest->version = version;
+	guest->protocol = protocol;
 }
 
 int toy_guest_listener(const ToyGuest *guest)
@@ -132,7 +144,7 @@ static void send_hello(ToyGuest *guest)
 	Pagefusion__AgentMessage message = PAGEFUSION__AGENT_MESSAGE__INIT;
 	Pagefusion__AgentHello hello = PAGEFUSION__AGENT_HELLO__INIT;
 	Pagefusion__RamRange ranges[8], *list[8];
-	static char name[] = "toy";
+	static char kernel[] = "toy";
 
 	for (size_t i = 0; i < guest->n_ranges && i < 8; i++) {
 		pagefusion__ram_range__init(&ranges[i]);
@@ -140,10 +152,10 @@ static void send_hello(ToyGuest *guest)
 		ranges[i].n_pages = guest->ranges[i].n_pages;
 		list[i] = &ranges[i];
 	}
-	hello.protocol = 1;
+	hello.protocol = guest->protocol;
 	hello.boot_id = (ProtobufCBinaryData){sizeof(boot_id), boot_id};
-	hello.agent_version = name;
-	hello.kernel = name;
+	hello.agent_version = (char *)guest->version;
+	hello.kernel = kernel;
 	hello.page_size = PF_PAGE_SIZE;
 	hello.n_ram = guest->n_ranges;
 	hello.ram = list;

@@ -20,6 +20,9 @@ typedef struct ToyGuestRange {
 ToyGuest *toy_guest_new(const char *path, const ToyGuestRange *ranges, size_t n_ranges);
 void toy_guest_free(ToyGuest *guest);
 
+/* What it says in its next hello; before, "toy" and 1. version must live as long as the guest. */
+void toy_guest_set_agent(ToyGuest *guest, const char *version, uint32_t protocol);
+
 /* What to poll for input: the listener, and the connection or -1. */
 int toy_guest_listener(const ToyGuest *guest);
 int toy_guest_connection(const ToyGuest *guest);

@@ -5,8 +5,8 @@
  * it runs needs no lock.
  */
 #include "host-service/ctl/ctl.h"
-#include "host-service/dbus_names.h"
-#include "host-service/org.pagefusion1.h"
+#include "host-service/front/dbus_names.h"
+#include "host-service/front/org.pagefusion1.h"
 #include "pagefusion-version.h"
 #include <json-glib/json-glib.h>
 #include <setjmp.h>
@@ -21,7 +21,8 @@
 	"'pagefusion': <true>, 'active': <true>, 'reason': <''>, 'agent-version': <'0.1.0'>, "                    \
 	"'thp': <'balanced'>, 'thp-setting': <'default'>, 'written': <uint64 12>, "                               \
 	"'ways-out': <uint64 13>, 'busy': <uint64 14>, "                                                          \
-	"'kernel': <'6.1.0-42'>, 'shim-connected': <true>, 'hinted': <uint64 8000>, "                             \
+	"'kernel': <'6.1.0-42'>, 'additions-state': <'connected'>, 'additions-since': <uint64 1800000000>, "      \
+	"'shim-connected': <true>, 'hinted': <uint64 8000>, "                                                     \
 	"'fused': <uint64 7000>, 'shared-kib': <uint64 24000>, 'runs': <uint64 900>, "                            \
 	"'revoked': <uint64 5>, 'over-quota': <uint64 6>, 'maps': <uint64 1000>, 'maps-budget': <uint64 40000>, " \
 	"'discarded': <uint64 11>, 'memory-kib': <uint64 524288>, "                                               \
@@ -42,7 +43,9 @@ static struct {
 	PfDbusManager *manager;
 	const char *error; /* D-Bus name of what every method answers, NULL: success */
 	const char *message;
-	char *called; /* "method(parameters)" of the last call */
+	const char *change; /* what is answered about the additions */
+	const char *vm;     /* what is answered about any VM but web; NULL: EVIL */
+	char *called;       /* "method(parameters)" of the last call */
 } fake;
 
 static gboolean answered_with_error(GDBusMethodInvocation *invocation)
@@ -73,7 +76,9 @@ static gboolean on_get(PfDbusManager *manager, GDBusMethodInvocation *invocation
 {
 	if (!answered_with_error(invocation))
 		pf_dbus_manager_complete_get_vm(manager, invocation,
-			g_variant_new_parsed(strcmp(vm, "web") == 0 ? WEB : EVIL));
+			g_variant_new_parsed(strcmp(vm, "web") == 0 ? WEB
+					     : fake.vm              ? fake.vm
+								    : EVIL));
 	return TRUE;
 }
 
@@ -82,6 +87,24 @@ static gboolean on_modify(PfDbusManager *manager, GDBusMethodInvocation *invocat
 {
 	if (!answered_with_error(invocation))
 		pf_dbus_manager_complete_modify_vm(manager, invocation);
+	return TRUE;
+}
+
+static gboolean on_insert(PfDbusManager *manager, GDBusMethodInvocation *invocation, const char *vm,
+	GVariant *options)
+{
+	if (!answered_with_error(invocation))
+		pf_dbus_manager_complete_insert_additions(
+			manager, invocation, g_variant_new_parsed(fake.change));
+	return TRUE;
+}
+
+static gboolean on_eject(PfDbusManager *manager, GDBusMethodInvocation *invocation, const char *vm,
+	GVariant *options)
+{
+	if (!answered_with_error(invocation))
+		pf_dbus_manager_complete_eject_additions(
+			manager, invocation, g_variant_new_parsed(fake.change));
 	return TRUE;
 }
 
@@ -133,6 +156,8 @@ static int start_fake(void **state)
 	g_signal_connect(fake.manager, "handle-list-vms", G_CALLBACK(on_list), NULL);
 	g_signal_connect(fake.manager, "handle-get-vm", G_CALLBACK(on_get), NULL);
 	g_signal_connect(fake.manager, "handle-modify-vm", G_CALLBACK(on_modify), NULL);
+	g_signal_connect(fake.manager, "handle-insert-additions", G_CALLBACK(on_insert), NULL);
+	g_signal_connect(fake.manager, "handle-eject-additions", G_CALLBACK(on_eject), NULL);
 	g_signal_connect(fake.manager, "handle-query-metrics", G_CALLBACK(on_query), NULL);
 	if (!g_dbus_interface_skeleton_export(
 		    G_DBUS_INTERFACE_SKELETON(fake.manager), fake.connection, PF_DBUS_PATH, NULL))
@@ -169,6 +194,7 @@ typedef struct Run {
 static int reset(void **state)
 {
 	fake.error = NULL;
+	fake.vm = NULL;
 	fake.message = "this is wrong: do that";
 	g_clear_pointer(&fake.called, g_free);
 	return 0;
@@ -228,7 +254,8 @@ static void lists(void **state)
 		"\"web\" {u-1}\n\"e\\\"v\\\\il\\u001b[2J\\u009b\\u000a\" {u-2}\n");
 	assert_string_equal(fake.called, "ListVMs({},)");
 	assert_prints(ARGUMENTS("list", "vms", "--long"),
-		"\"web\" {u-1} running, page fusion on, group \"default\", 24000 kB shared\n"
+		"\"web\" {u-1} running, page fusion on, group \"default\", 24000 kB shared, "
+		"additions connected\n"
 		"\"e\\\"v\\\\il\\u001b[2J\\u009b\\u000a\" {u-2} shut off, page fusion off, group "
 		"\"g\", 0 kB shared\n");
 }
@@ -240,6 +267,7 @@ static void shows(void **state)
 		"State:               running\nMemory size:         524288 kB\n"
 		"Page Fusion:         enabled\nHuge pages:          balanced (group)\n"
 		"VM library:          connected\n"
+		"Guest additions:     connected since 2027-01-15 08:00:00\n"
 		"Guest agent:         0.1.0\nGuest kernel:        6.1.0-42\n"
 		"Hinted:              8000 pages\nFused:               7000 pages\n"
 		"Shared:              24000 kB\nRuns:                900 pieces\n"
@@ -265,6 +293,7 @@ static void shows_for_machines(void **state)
 		"name=\"web\"\nuuid=\"u-1\"\ngroup=\"default\"\nstate=\"running\"\nmemory-kib="
 		"524288\n"
 		"pagefusion=\"on\"\nthp=\"balanced\"\nthp-setting=\"default\"\nactive=\"on\"\nreason=\"\"\nshim-connected=\"on\"\n"
+		"additions-state=\"connected\"\nadditions-since=1800000000\n"
 		"agent-version=\"0.1.0\"\nkernel=\"6.1.0-42\"\nhinted=8000\nfused=7000\n"
 		"shared-kib=24000\nruns=900\nrevoked=5\nover-quota=6\ndiscarded=11\nwritten=12\nbusy=14\n"
 		"ways-out=13\nmaps=1000\nmaps-budget=40000\n"
@@ -299,6 +328,84 @@ static void sets_the_group(void **state)
 	assert_prints(ARGUMENTS("modifyvm", "web", "--group", "g", "--pagefusion", "on"), "");
 	assert_non_null(strstr(fake.called, "'pagefusion': <true>"));
 	assert_non_null(strstr(fake.called, "'group': <'g'>"));
+}
+
+static void assert_says(const char *const *arguments, const char *says)
+{
+	Run run;
+
+	run_argv(&run, arguments);
+	assert_string_equal(run.err, "");
+	assert_int_equal(run.code, PF_CTL_OK);
+	if (!strstr(run.out, says))
+		fail_msg("\"%s\", wanted \"%s\"", run.out, says);
+	run_free(&run);
+}
+
+static void inserts(void **state)
+{
+	fake.change =
+		"{'drive': <'sda'>, 'changed': <true>, 'running': <true>, 'of-drive': <false>}";
+	assert_prints(ARGUMENTS("additions", "insert", "web\033"),
+		"The guest additions are in drive sda of VM web\\u001b now.\n"
+		"In the guest, as root:\n"
+		"  mount -r /dev/disk/by-label/PAGEFUSION /mnt    (or: mount -r /dev/sr0 /mnt)\n"
+		"  sh /mnt/install.sh\n"
+		"  umount /mnt\n"
+		"Then here: pagefusionctl additions eject web\\u001b\n");
+	assert_string_equal(fake.called, "InsertAdditions('web\\u001b', {})");
+	fake.change = "{'drive': <'sda'>, 'changed': <false>, 'running': <true>}";
+	assert_says(ARGUMENTS("additions", "insert", "web"), "in drive sda of VM web already.\n");
+	fake.change = "{'drive': <'sda'>, 'changed': <true>, 'running': <false>}";
+	assert_says(ARGUMENTS("additions", "insert", "web"),
+		"in drive sda of VM web when it is started next.\n");
+	fake.change = "{'drive': <'sd\\na'>, 'changed': <true>, 'of-drive': <true>}";
+	assert_says(ARGUMENTS("additions", "insert", "web"),
+		"in the new drive sd\\u000aa of VM web when");
+}
+
+static void ejects(void **state)
+{
+	fake.change =
+		"{'drive': <'sda'>, 'changed': <true>, 'running': <true>, 'of-drive': <false>}";
+	assert_prints(ARGUMENTS("additions", "eject", "web"),
+		"The guest additions are ejected from drive sda of VM web.\n");
+	assert_string_equal(fake.called, "EjectAdditions('web', {})");
+	fake.change = "{'drive': <''>, 'changed': <false>}";
+	assert_prints(ARGUMENTS("additions", "eject", "--force", "web"),
+		"The guest additions are in no drive of VM web.\n");
+	assert_string_equal(fake.called, "EjectAdditions('web', {'force': <true>})");
+	fake.change =
+		"{'drive': <'sda'>, 'changed': <true>, 'running': <true>, 'of-drive': <true>}";
+	assert_says(
+		ARGUMENTS("additions", "eject", "web"), "is gone when the VM is started next.\n");
+	fake.change = "{'drive': <'sda'>, 'changed': <true>, 'of-drive': <true>}";
+	assert_says(ARGUMENTS("additions", "eject", "web"), "is gone too.\n");
+}
+
+#define STATE(state, since)                                                                        \
+	"{'name': <'a'>, 'active': <true>, 'pagefusion': <true>, 'additions-state': <'" state      \
+	"'>, 'additions-since': <uint64 " since ">}"
+
+/* With what to do, where page fusion is on. */
+static void advises(void **state)
+{
+	fake.vm = STATE("never seen", "0");
+	assert_says(ARGUMENTS("showvminfo", "a"),
+		"Guest additions:     never seen; install them: pagefusionctl additions insert VM, "
+		"then in the guest install.sh\n");
+	fake.vm = STATE("silent", "1800000000");
+	assert_says(ARGUMENTS("showvminfo", "a"),
+		"Guest additions:     silent since 2027-01-15 08:00:00; in the guest: "
+		"pagefusion-agent --check, systemctl start pagefusion-agent\n");
+	fake.vm = STATE("too old", "1800000001");
+	assert_says(ARGUMENTS("showvminfo", "a"),
+		"too old since 2027-01-15 08:00:01; newer ones: pagefusionctl additions insert");
+	fake.vm = STATE("of\\ntomorrow", "18446744073709551615");
+	assert_says(ARGUMENTS("showvminfo", "a"), "Guest additions:     of\\u000atomorrow\n");
+	fake.vm =
+		"{'name': <'a'>, 'active': <true>, 'pagefusion': <false>, 'additions-state': <'never seen'>}";
+	assert_says(ARGUMENTS("showvminfo", "a"), "Guest additions:     never seen\n");
 }
 
 #define NO_GROUP(name) "--group cannot be '" name "': give it 1 to 63 letters, digits,"
@@ -420,6 +527,8 @@ static void errors_have_exit_codes(void **state)
 		assert_ends(ARGUMENTS("modifyvm", "x", "--pagefusion", "on"), cases[i].code,
 			cases[i].says);
 		assert_ends(ARGUMENTS("metrics", "query"), cases[i].code, cases[i].says);
+		assert_ends(ARGUMENTS("additions", "insert", "x"), cases[i].code, cases[i].says);
+		assert_ends(ARGUMENTS("additions", "eject", "x"), cases[i].code, cases[i].says);
 	}
 }
 
@@ -456,7 +565,14 @@ static void refuses_bad_arguments(void **state)
 		{{"list", "vms", "--thp", "all"}, "Unknown option --thp"},
 		{{"modifyvm", "a", "b", "--pagefusion", "on"}, "'b' is one argument too many"},
 		{{"modifyvm", "a", "--pagefusion", "on", "--json"}, "Unknown option --json"},
-		{{"metrics"}, "after 'metrics' comes 'query'"},
+		{{"metrics"}, "after 'metrics' comes 'query': use metrics query"},
+		{{"additions"},
+			"after 'additions' comes 'insert' or 'eject': use additions insert VM, or "
+			"additions eject VM [--force]"},
+		{{"additions", "install", "a"}, "after 'additions' comes 'insert' or 'eject'"},
+		{{"additions", "insert"}, "a VM is missing: use additions insert VM"},
+		{{"additions", "insert", "a", "--force"}, "Unknown option --force"},
+		{{"additions", "eject", "a", "b"}, "'b' is one argument too many"},
 		{{"metrics", "query", "*", "*", "*"}, "'*' is one argument too many"},
 		{{"metrics", "query", "*", ""}, "the list of metrics is empty"},
 	};
@@ -526,6 +642,9 @@ int main(void)
 		with_reset(shows_for_machines),
 		with_reset(modifies_silently),
 		with_reset(sets_the_group),
+		with_reset(inserts),
+		with_reset(ejects),
+		with_reset(advises),
 		with_reset(refuses_what_is_no_group),
 		with_reset(queries),
 		with_reset(passes_the_query_on),
@@ -538,6 +657,7 @@ int main(void)
 		with_reset(says_that_the_bus_is_away),
 	};
 
+	g_setenv("TZ", "UTC", TRUE);
 	alarm(100); /* an answer that never comes */
 	return cmocka_run_group_tests(tests, start_fake, stop_fake);
 }

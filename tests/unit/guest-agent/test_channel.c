@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 /* The channel over a socket pair with small buffers: writes are short or would block, and the
  * host's end closes. */
-#include "guest-agent/channel.h"
+#include "guest-agent/tell/channel.h"
 #include "tests/unit/guest-agent/little_host.h"
 #include <errno.h>
 #include <signal.h>
 #include <sys/socket.h>
+#include <time.h>
 #include <unistd.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -20,6 +21,18 @@ static PfConversation *conversation;
 static PfChannel channel;
 static LittleHost host;
 static int peer;
+static bool unplugged; /* reading says so */
+
+ssize_t __real_read(int fd, void *buffer, size_t size);
+ssize_t __wrap_read(int fd, void *buffer, size_t size);
+
+ssize_t __wrap_read(int fd, void *buffer, size_t size)
+{
+	if (!unplugged)
+		return __real_read(fd, buffer, size);
+	errno = ENODEV;
+	return -1;
+}
 
 static void connect_pair(void)
 {
@@ -34,19 +47,20 @@ static void connect_pair(void)
 
 static int setup(void **state)
 {
-	struct stat st = {.st_ino = 1, .st_size = N_PAGES * 4096};
+	const PfFileKey key = {PF_SOURCE_FILE, 1, 1};
+	const PfFileStamp stamp = {.size = N_PAGES * PF_PAGE_SIZE};
 	static PfObserved observed[N_PAGES];
 	PfFile *file;
 	bool fresh;
 
 	signal(SIGPIPE, SIG_IGN);
 	pf_state_init(&files);
-	pf_state_begin(&files);
-	if (pf_state_see(&files, &st, "file", &file, &fresh) < 0)
+	pf_state_begin(&files, PF_CLASS_CACHE, true);
+	if (pf_state_see(&files, &key, &stamp, "file", &file, &fresh) < 0)
 		return -1;
 	for (uint32_t i = 0; i < N_PAGES; i++)
 		observed[i] = (PfObserved){.file_page = i, .gfn = {1000 + i}};
-	if (pf_file_commit(file, observed, N_PAGES) < 0)
+	if (pf_file_commit(file, 0, N_PAGES, observed, N_PAGES) < 0)
 		return -1;
 	pf_state_end(&files);
 	conversation = pf_conversation_new(&files, &facts);
@@ -214,14 +228,51 @@ static void test_nothing_to_say(void **state)
 	assert_int_equal(timeout, -1);
 }
 
+static int64_t now_ms(void)
+{
+	struct timespec now;
+
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	return (int64_t)now.tv_sec * 1000 + now.tv_nsec / 1000000;
+}
+
+/* Once a second for a minute, then less often. */
 static void test_host_comes_back(void **state)
 {
+	struct pollfd polled;
+	int timeout = -1;
+
 	channel.connected = false;
+	channel.lost_ms = now_ms() - 61000;
+	assert_int_equal(pf_channel_prepare(&channel, &polled, &timeout), 0);
+	assert_int_equal(timeout, 5000);
+	assert_int_equal(polled.fd, -1);
+	timeout = 700;
+	assert_int_equal(pf_channel_prepare(&channel, &polled, &timeout), 0);
+	assert_int_equal(timeout, 700);
+	channel.lost_ms = now_ms();
 	assert_int_equal(turn(), 1000);
 	assert_true(channel.connected);
 	host_says_hello(3, 64);
 	settle();
 	assert_int_equal(host.n_ends, 1);
+}
+
+/* To poll() it looks like one on which nobody listens. */
+static void test_unplugged(void **state)
+{
+	struct pollfd polled;
+	int timeout = -1;
+
+	close(peer);
+	peer = -1;
+	for (int i = 0; i < 3; i++)
+		turn();
+	assert_false(channel.connected);
+	unplugged = true;
+	assert_int_equal(pf_channel_prepare(&channel, &polled, &timeout), 0);
+	assert_int_equal(pf_channel_dispatch(&channel, &polled), -ENODEV);
+	unplugged = false;
 }
 
 static void test_no_port(void **state)
@@ -239,6 +290,7 @@ int main(void)
 		cmocka_unit_test_setup_teardown(test_end_of_input, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_nothing_to_say, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_host_comes_back, setup, teardown),
+		cmocka_unit_test_setup_teardown(test_unplugged, setup, teardown),
 		cmocka_unit_test(test_no_port),
 	};
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-#include "guest-agent/conversation.h"
-#include "guest-agent/report.h"
+#include "guest-agent/tell/conversation.h"
+#include "guest-agent/tell/report.h"
 #include "tests/unit/guest-agent/little_host.h"
 #include <setjmp.h>
 #include <stdarg.h>
@@ -15,21 +15,21 @@ static LittleHost host;
 /* One file with 10,000 resident pages: more than two full frames. */
 static int setup(void **state)
 {
-	struct stat st = {.st_ino = 1, .st_size = 10000 * 4096};
-	PfObserved *observed = calloc(10000, sizeof(*observed));
+	const PfFileKey key = {PF_SOURCE_FILE, 1, 1};
+	const PfFileStamp stamp = {.size = 10000 * PF_PAGE_SIZE};
+	static PfObserved observed[10000];
 	PfFile *file;
 	bool fresh;
 
 	pf_state_init(&files);
-	pf_state_begin(&files);
-	if (!observed || pf_state_see(&files, &st, "file", &file, &fresh) < 0)
+	pf_state_begin(&files, PF_CLASS_CACHE, true);
+	if (pf_state_see(&files, &key, &stamp, "file", &file, &fresh) < 0)
 		return -1;
 	for (uint32_t i = 0; i < 10000; i++)
 		observed[i] = (PfObserved){.file_page = i, .gfn = {1000 + i}};
-	if (pf_file_commit(file, observed, 10000) < 0)
+	if (pf_file_commit(file, 0, 10000, observed, 10000) < 0)
 		return -1;
 	pf_state_end(&files);
-	free(observed);
 	conversation = pf_conversation_new(&files, &facts);
 	little_host_init(&host);
 	return conversation ? 0 : -1;
@@ -222,6 +222,36 @@ static void test_lost(void **state)
 	assert_int_equal(little_host_pages(&host), 10000);
 }
 
+static void test_count(void **state)
+{
+	PfConversationCount count;
+	size_t moved;
+
+	hello(1, 2);
+	moved = move(SIZE_MAX, SIZE_MAX);
+	pf_conversation_count(conversation, &count);
+	assert_int_equal(count.n_sessions, 1);
+	assert_int_equal(count.bytes_sent, moved);
+	assert_int_equal(count.frames_sent, 2);
+	assert_int_equal(count.frames_acknowledged, 0);
+	assert_true(count.waiting); /* for an acknowledgement */
+	ack(1, 2);
+	pf_conversation_count(conversation, &count);
+	assert_int_equal(count.frames_acknowledged, 2);
+	assert_false(count.waiting);
+	moved += move(100, 100);
+	pf_conversation_count(conversation, &count);
+	assert_true(count.waiting); /* for the rest to be read */
+	hello(2, 64);
+	moved += move(SIZE_MAX, SIZE_MAX);
+	pf_conversation_count(conversation, &count);
+	assert_int_equal(count.n_sessions, 2);
+	assert_int_equal(count.bytes_sent, moved);
+	assert_int_equal(count.frames_sent, host.n_frames);
+	assert_int_equal(count.frames_acknowledged, 0);
+	assert_false(count.waiting);
+}
+
 static void test_byte_by_byte(void **state)
 {
 	static const uint8_t rubbish[100] = {0x50, 0x46, 0x47, 0x31, 0xff, 0xff, 0xff, 0xff};
@@ -247,6 +277,7 @@ int main(void)
 		cmocka_unit_test_setup_teardown(test_second_hello_in_mid_frame, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_second_hello_between_frames, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_lost, setup, teardown),
+		cmocka_unit_test_setup_teardown(test_count, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_byte_by_byte, setup, teardown),
 	};
 

@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-#include "guest-agent/elf_id.h"
+#include "guest-agent/find/elf_id.h"
+#include "guest-agent/find/residency.h"
 #include <elf.h>
 #include <endian.h>
+#include <fcntl.h>
 #include <stddef.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -109,10 +111,44 @@ static void test_hostile(void **state)
 	image = image_new();
 	image.header.e_phnum = PN_XNUM;
 	assert_int_equal(read_id(&image, sizeof(image), id), 0);
-	image = image_new();
-	image.header.e_shoff =
-		sizeof(Elf64_Ehdr); /* extended numbering: the count would come from here */
-	assert_int_equal(read_id(&image, sizeof(image), id), 0);
+}
+
+/* Only so many program headers are looked at: here the last one is the note's. */
+static void test_many_program_headers(void **state)
+{
+	struct {
+		Elf64_Ehdr header;
+		Elf64_Phdr segments[65];
+		Elf64_Nhdr note;
+		char name[4];
+		uint8_t id[20];
+	} file = {.header = image_new().header, .name = "GNU"};
+	uint8_t id[PF_SESSION_MAX_BUILD_ID];
+
+	file.note = image_new().note;
+	file.segments[64] = file.segments[63] = image_new().segment;
+	file.segments[64].p_offset = file.segments[63].p_offset =
+		(uint64_t)((char *)&file.note - (char *)&file);
+	file.header.e_phnum = 64;
+	assert_int_equal(read_id(&file, sizeof(file), id), 20);
+	file.header.e_phnum = 65;
+	assert_int_equal(read_id(&file, sizeof(file), id), 0);
+}
+
+/* Section headers are not looked at, wherever the file says that they are. */
+static void test_section_headers(void **state)
+{
+	Image image = image_new();
+	uint8_t id[PF_SESSION_MAX_BUILD_ID];
+
+	image.header.e_shoff = sizeof(Elf64_Ehdr);
+	assert_int_equal(read_id(&image, sizeof(image), id), 20);
+	image.header.e_shoff = UINT64_MAX - 8;
+	image.header.e_shnum = UINT16_MAX;
+	image.header.e_shentsize = sizeof(Elf64_Shdr);
+	image.header.e_shstrndx = 17;
+	assert_int_equal(read_id(&image, sizeof(image), id), 20);
+	assert_memory_equal(id, image.id, 20);
 }
 
 static void test_long_id(void **state)
@@ -131,6 +167,38 @@ static void test_long_id(void **state)
 	assert_int_equal(read_id(&file, sizeof(file), id), 0);
 }
 
+/* A file of which some pages were evicted: nothing is brought in, and no id is made up of what is left. */
+static void test_only_resident(void **state)
+{
+	struct {
+		Image image;
+		uint8_t more[2 * 4096 - sizeof(Image)];
+	} file = {.image = image_new()};
+	char path[] = "/var/tmp/pagefusion-test-XXXXXX";
+	uint8_t id[PF_SESSION_MAX_BUILD_ID];
+	int fd = mkostemp(path, O_CLOEXEC);
+
+	assert_true(fd >= 0);
+	unlink(path);
+	/* The note lies over the edge of the first page. */
+	file.image.segment.p_offset = 4096 - 24;
+	memcpy((uint8_t *)&file + 4096 - 24, &file.image.note, 12 + 4 + 20);
+	assert_int_equal(write(fd, &file, sizeof(file)), sizeof(file));
+	assert_int_equal(pf_elf_id_read(fd, id), 20);
+	assert_int_equal(fsync(fd), 0);
+	assert_int_equal(posix_fadvise(fd, 0, 0, POSIX_FADV_DONTNEED), 0);
+	assert_int_equal(posix_fadvise(fd, 0, 0, POSIX_FADV_RANDOM), 0);
+	assert_int_equal(pread(fd, id, 1, 0), 1);
+	assert_true(pf_residency_possible(fd, 0, 1));
+	assert_false(pf_residency_possible(fd, 1, 1));
+	assert_int_equal(pf_elf_id_read(fd, id), 0);
+	assert_false(pf_residency_possible(fd, 1, 1));
+	assert_int_equal(posix_fadvise(fd, 0, 0, POSIX_FADV_DONTNEED), 0);
+	assert_int_equal(pf_elf_id_read(fd, id), 0);
+	assert_false(pf_residency_possible(fd, 0, 2));
+	close(fd);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -138,7 +206,10 @@ int main(void)
 		cmocka_unit_test(test_half_written),
 		cmocka_unit_test(test_other_files),
 		cmocka_unit_test(test_hostile),
+		cmocka_unit_test(test_many_program_headers),
+		cmocka_unit_test(test_section_headers),
 		cmocka_unit_test(test_long_id),
+		cmocka_unit_test(test_only_resident),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-#include "guest-agent/host_message.h"
+#include "guest-agent/tell/host_message.h"
 #include "proto/agent.pb-c.h"
 #include <setjmp.h>
 #include <stdarg.h>

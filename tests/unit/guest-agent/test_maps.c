@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-#include "guest-agent/maps.h"
+#include "guest-agent/find/maps.h"
 #include <string.h>
 #include <setjmp.h>
 #include <stdarg.h>

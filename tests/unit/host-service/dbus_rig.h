@@ -2,9 +2,9 @@
 #pragma once
 /* A service and a broker that the tests of the bus interface play, behind the real socket of the front; and calls. The main
  * loop runs until what is waited for is there; the program's alarm() ends a test in which that never comes. */
-#include "host-service/dbus.h"
-#include "host-service/dbus_names.h"
-#include "host-service/service_front.h"
+#include "host-service/front/dbus.h"
+#include "host-service/front/dbus_names.h"
+#include "host-service/service/service_front.h"
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -34,6 +34,8 @@ static struct {
 	PfVmSettings settings;
 	int code; /* of G_IO_ERROR, -1: success */
 	const char *message;
+	PfAdditionsChange change; /* what it answers */
+	gboolean ejects, force;
 } broker;
 
 static inline void fill_vm(
@@ -55,6 +57,8 @@ static inline void fill_vm(
 	view->agent_version = active ? "0.1.0" : "";
 	view->kernel = active ? "6.1.0-42" : "";
 	view->figures.shim_connected = active;
+	view->figures.additions = active ? PF_ADDITIONS_CONNECTED : PF_ADDITIONS_NEVER_SEEN;
+	view->figures.additions_since = active ? 1800000000 : 0;
 	if (active) {
 		view->figures.stats = (PfFusionVmStats){.hinted = 8000,
 			.fused = 7000,
@@ -147,6 +151,41 @@ void pf_broker_modify(PfBroker *self, const char *vm, const PfVmSettings *settin
 
 gboolean pf_broker_modify_finish(GAsyncResult *result, GError **error)
 {
+	return g_task_propagate_boolean(G_TASK(result), error);
+}
+
+static inline void change_additions(
+	PfBroker *self, const char *vm, GAsyncReadyCallback callback, void *userdata)
+{
+	g_autoptr(GTask) task = g_task_new(NULL, NULL, callback, userdata);
+
+	assert_ptr_equal(self, fake_broker);
+	broker.calls++;
+	g_strlcpy(broker.vm, vm, sizeof(broker.vm));
+	if (broker.code < 0)
+		g_task_return_boolean(task, TRUE);
+	else
+		g_task_return_new_error(task, G_IO_ERROR, broker.code, "%s", broker.message);
+}
+
+void pf_broker_insert_additions(
+	PfBroker *self, const char *vm, GAsyncReadyCallback callback, void *userdata)
+{
+	broker.ejects = FALSE;
+	change_additions(self, vm, callback, userdata);
+}
+
+void pf_broker_eject_additions(PfBroker *self, const char *vm, gboolean force,
+	GAsyncReadyCallback callback, void *userdata)
+{
+	broker.ejects = TRUE;
+	broker.force = force;
+	change_additions(self, vm, callback, userdata);
+}
+
+gboolean pf_broker_additions_finish(GAsyncResult *result, PfAdditionsChange *change, GError **error)
+{
+	*change = broker.change;
 	return g_task_propagate_boolean(G_TASK(result), error);
 }
 

@@ -4,8 +4,8 @@
  * A broker that the test plays, one request at a time, in the thread of the main loop: what is
  * awaited stays so until the test answers it.
  */
-#include "host-service/broker_protocol.h"
-#include "host-service/packet.h"
+#include "host-service/wire/broker_protocol.h"
+#include "host-service/wire/packet.h"
 #include <poll.h>
 #include <setjmp.h>
 #include <stdarg.h>

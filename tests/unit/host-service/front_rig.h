@@ -7,8 +7,8 @@
 #include <stdint.h>
 #include <cmocka.h>
 
-#include "host-service/front.h"
-#include "host-service/front_protocol.h"
+#include "host-service/front/front.h"
+#include "host-service/wire/front_protocol.h"
 #include <errno.h>
 #include <fcntl.h>
 #include <string.h>

@@ -2,7 +2,7 @@
 #pragma once
 /* Two VMs of one group, and what tests of `fusion` have in common. */
 #include "tests/unit/host-service/fusion_rig.h"
-#include "host-service/fusion_private.h"
+#include "host-service/decide/fusion_private.h"
 
 #define MS  INT64_C(1000)
 #define SEC (1000 * MS)

@@ -5,7 +5,7 @@
  * which the digest is made. Everything that fusion asks for is checked against what RAM and stores
  * really hold.
  */
-#include "host-service/fusion.h"
+#include "host-service/decide/fusion.h"
 #include <setjmp.h>
 #include <stdarg.h>
 #include <cmocka.h>

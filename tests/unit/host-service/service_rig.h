@@ -4,9 +4,9 @@
  * The service with one VM, and a broker and a shim that the test plays. The process of the test is the VM's QEMU; it
  * connects as "nobody" where it is root, as QEMU does not run as root.
  */
-#include "host-service/service.h"
+#include "host-service/service/service.h"
 #include "fake_broker.h"
-#include "host-service/shim_socket.h"
+#include "host-service/front/shim_socket.h"
 #include "proto/shim_protocol.h"
 #include <fcntl.h>
 #include <glib/gstdio.h>

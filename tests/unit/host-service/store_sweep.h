@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 #pragma once
-#include "host-service/store.h"
+#include "host-service/service/store.h"
 
 /* All of it at once; returns the KiB that went back to the host. */
 static inline uint64_t sweep(PfStore *store)

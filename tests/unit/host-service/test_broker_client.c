@@ -7,8 +7,8 @@
 #include <stdint.h>
 #include <cmocka.h>
 
-#include "host-service/broker_protocol.h"
-#include "host-service/packet.h"
+#include "host-service/wire/broker_protocol.h"
+#include "host-service/wire/packet.h"
 #include "tests/vmm/toy_broker.h"
 #include <errno.h>
 #include <fcntl.h>
@@ -19,6 +19,8 @@
 #include <unistd.h>
 
 #define UUID "2f6a1c1e-8a0f-4c5f-9d1b-0a5f3a4d7c01"
+
+#define RETRY_US 100000 /* as in broker.c */
 
 typedef struct Heard {
 	PfDomain domain; /* as last said */
@@ -85,6 +87,25 @@ static GAsyncResult *wait_result(Heard *heard)
 		g_main_context_iteration(NULL, TRUE);
 	g_source_remove(timeout);
 	return g_steal_pointer(&heard->result);
+}
+
+static guint n_refusals, n_tries; /* of requests: to come, and since then */
+static int refusal;
+
+ssize_t __wrap_sendmsg(int fd, const struct msghdr *message, int flags);
+ssize_t __real_sendmsg(int fd, const struct msghdr *message, int flags);
+
+/* The kernel refuses requests, which this thread sends, and not what the broker's thread does. */
+ssize_t __wrap_sendmsg(int fd, const struct msghdr *message, int flags)
+{
+	if (message->msg_iov->iov_len != sizeof(PfBrokerRequest))
+		return __real_sendmsg(fd, message, flags);
+	n_tries++;
+	if (n_refusals == 0)
+		return __real_sendmsg(fd, message, flags);
+	n_refusals--;
+	errno = refusal;
+	return -1;
 }
 
 static PfDomain sample(void)
@@ -283,6 +304,72 @@ static void test_last_answer(void **state)
 	pf_broker_free(broker);
 }
 
+static gboolean answer_additions(
+	const PfAdditionsChange *said, PfAdditionsChange *change, GError **error)
+{
+	PfBrokerMessage answer = {.magic = PF_BROKER_MAGIC,
+		.type = PF_BROKER_ANSWER,
+		.id = 1,
+		.error = -1,
+		.body.additions = *said};
+	g_autoptr(GAsyncResult) result = NULL;
+	Heard heard = {0};
+	PfBroker *broker;
+	int fds[2];
+
+	assert_int_equal(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, fds), 0);
+	broker = pf_broker_new(fds[0], &events, &heard);
+	pf_broker_eject_additions(broker, "toy", TRUE, on_result, &heard);
+	assert_int_equal(pf_packet_send(fds[1], &answer, sizeof(answer), -1), 0);
+	result = wait_result(&heard);
+	pf_broker_free(broker);
+	close(fds[1]);
+	return pf_broker_additions_finish(result, change, error);
+}
+
+static void test_additions(void **state)
+{
+	PfAdditionsChange said = {.drive = "sda", .changed = 1, .running = 1}, change = {0};
+	g_autoptr(GError) error = NULL;
+
+	assert_true(answer_additions(&said, &change, NULL));
+	assert_memory_equal(&change, &said, sizeof(said));
+	memset(said.drive, 'a', sizeof(said.drive));
+	assert_false(answer_additions(&said, &change, &error));
+	assert_true(g_error_matches(error, G_IO_ERROR, G_IO_ERROR_INVALID_DATA));
+	assert_string_equal(change.drive, "sda");
+}
+
+/* It is sent when there is memory again, and not tried all the time until then. */
+static void test_no_memory_for_a_request(void **state)
+{
+	static const int refused[] = {ENOBUFS, ENOMEM};
+	const PfVmSettings turn_off = {.changes = PF_VM_SET_ENABLED};
+
+	for (size_t i = 0; i < G_N_ELEMENTS(refused); i++) {
+		g_autoptr(GAsyncResult) result = NULL;
+		Heard heard = {0};
+		PfDomain domain = sample();
+		gint64 begin = g_get_monotonic_time();
+		int fd;
+		ToyBroker *toy = toy_broker_start(&fd);
+		PfBroker *broker = pf_broker_new(fd, &events, &heard);
+
+		domain.active = FALSE;
+		toy_broker_set_domain(toy, &domain);
+		refusal = refused[i];
+		n_refusals = 2;
+		n_tries = 0;
+		pf_broker_modify(broker, "toy", &turn_off, on_result, &heard);
+		result = wait_result(&heard);
+		assert_true(pf_broker_modify_finish(result, NULL));
+		assert_int_equal(n_tries, 3);
+		assert_true(g_get_monotonic_time() - begin >= 2 * RETRY_US);
+		pf_broker_free(broker);
+		toy_broker_stop(toy);
+	}
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -292,6 +379,8 @@ int main(void)
 		cmocka_unit_test(test_modify),
 		cmocka_unit_test(test_wrong_messages),
 		cmocka_unit_test(test_last_answer),
+		cmocka_unit_test(test_additions),
+		cmocka_unit_test(test_no_memory_for_a_request),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

@@ -3,9 +3,9 @@
  * The real broker process, on libvirt's test driver, and VMs that run with page fusion turned on: what libvirt would say
  * of them and their QEMU stands in this file, which the broker is forked from. The monitors of some never answer.
  */
-#include "host-service/broker_protocol.h"
-#include "host-service/device_allowance.h"
-#include "host-service/packet.h"
+#include "host-service/broker/device_allowance.h"
+#include "host-service/wire/broker_protocol.h"
+#include "host-service/wire/packet.h"
 #include <fcntl.h>
 #include <glib/gstdio.h>
 #include <libvirt/libvirt-qemu.h>

@@ -6,7 +6,7 @@
 #include <stdint.h>
 #include <cmocka.h>
 
-#include "host-service/broker_protocol.h"
+#include "host-service/wire/broker_protocol.h"
 
 #define UUID "2f6a1c1e-8a0f-4c5f-9d1b-0a5f3a4d7c01"
 
@@ -46,7 +46,13 @@ static void test_good_requests(void **state)
 	PfBrokerRequest channel = new_request(PF_BROKER_OPEN_CHANNEL, UUID);
 	PfBrokerRequest translate = new_request(PF_BROKER_TRANSLATE, UUID);
 	PfBrokerRequest modify = new_request(PF_BROKER_MODIFY, "Gäste-VM 1");
+	PfBrokerRequest insert = new_request(PF_BROKER_INSERT_ADDITIONS, "Gäste-VM 1");
+	PfBrokerRequest eject = new_request(PF_BROKER_EJECT_ADDITIONS, UUID);
 
+	assert_true(check(&insert));
+	assert_true(check(&eject));
+	eject.force = 1;
+	assert_true(check(&eject));
 	assert_true(check(&userfaultfd));
 	assert_true(check(&channel));
 	assert_true(check(&translate));
@@ -79,8 +85,10 @@ static void test_wrong_envelopes(void **state)
 	for (uint32_t type = 0; type < 256; type++) {
 		bad.id = 1;
 		bad.type = type;
-		assert_int_equal(check(&bad),
-			type == PF_BROKER_OPEN_USERFAULTFD || type == PF_BROKER_OPEN_CHANNEL);
+		assert_int_equal(check(&bad), type == PF_BROKER_OPEN_USERFAULTFD ||
+						      type == PF_BROKER_OPEN_CHANNEL ||
+						      type == PF_BROKER_INSERT_ADDITIONS ||
+						      type == PF_BROKER_EJECT_ADDITIONS);
 	}
 }
 
@@ -148,13 +156,29 @@ static void test_wrong_groups(void **state)
 	assert_false(check(&modify));
 }
 
+static void test_wrong_additions(void **state)
+{
+	PfBrokerRequest insert = new_request(PF_BROKER_INSERT_ADDITIONS, "a");
+	PfBrokerRequest eject = new_request(PF_BROKER_EJECT_ADDITIONS, "a");
+
+	insert.force = 1;
+	assert_false(check(&insert));
+	insert = new_request(PF_BROKER_INSERT_ADDITIONS, "");
+	assert_false(check(&insert));
+	eject.force = 2;
+	assert_false(check(&eject));
+	eject = new_request(PF_BROKER_EJECT_ADDITIONS, "a\nb");
+	assert_false(check(&eject));
+}
+
 static void test_who_may_ask(void **state)
 {
-	for (uint32_t type = PF_BROKER_OPEN_USERFAULTFD; type <= PF_BROKER_MODIFY; type++) {
-		assert_int_equal(pf_broker_may_ask(PF_BROKER_CLIENT_SERVICE, type),
-			type != PF_BROKER_MODIFY);
+	for (uint32_t type = PF_BROKER_OPEN_USERFAULTFD; type <= PF_BROKER_EJECT_ADDITIONS;
+		type++) {
 		assert_int_equal(
-			pf_broker_may_ask(PF_BROKER_CLIENT_FRONT, type), type == PF_BROKER_MODIFY);
+			pf_broker_may_ask(PF_BROKER_CLIENT_SERVICE, type), type < PF_BROKER_MODIFY);
+		assert_int_equal(
+			pf_broker_may_ask(PF_BROKER_CLIENT_FRONT, type), type >= PF_BROKER_MODIFY);
 	}
 }
 
@@ -220,6 +244,7 @@ int main(void)
 		cmocka_unit_test(test_wrong_names),
 		cmocka_unit_test(test_wrong_changes),
 		cmocka_unit_test(test_wrong_groups),
+		cmocka_unit_test(test_wrong_additions),
 		cmocka_unit_test(test_who_may_ask),
 		cmocka_unit_test(test_wrong_ranges),
 		cmocka_unit_test(test_messages),

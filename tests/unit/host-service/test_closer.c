@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /* Descriptors that take their time to close: who sent them cannot hold up what others have sent. */
-#include "host-service/closer.h"
+#include "host-service/wire/closer.h"
 #include "lingering_socket.h"
 #include "slow_file.h"
 

@@ -6,8 +6,8 @@
 #include <stdint.h>
 #include <cmocka.h>
 
-#include "host-service/config.h"
-#include "host-service/group_name.h"
+#include "host-service/config/config.h"
+#include "host-service/config/group_name.h"
 #include <glib/gstdio.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -79,10 +79,12 @@ static const PfPolicy all_keys = {64, PF_THP_PRESERVE, 65536, 1000, 100, 1, 2, 3
 static void every_key_is_read(void **state)
 {
 	g_autoptr(PfConfig) config =
-		parse("[service]\nuser = someone\nmemory-limit = 64\n[defaults]\n" ALL_KEYS);
+		parse("[service]\nuser = someone\nmemory-limit = 64\nadditions-iso = /a b.iso\n"
+		      "[defaults]\n" ALL_KEYS);
 	g_autoptr(PfConfig) group = parse("[group tenant-1]\n" ALL_KEYS);
 
 	assert_string_equal(pf_config_user(config), "someone");
+	assert_string_equal(pf_config_additions_iso(config), "/a b.iso");
 	assert_int_equal(pf_config_memory_limit(config), 64 << 20);
 	assert_policy(pf_config_policy(config, "any-other"), &all_keys);
 	assert_policy(pf_config_policy(group, "tenant-1"), &all_keys);
@@ -119,6 +121,8 @@ static void the_command_line_changes_the_defaults(void **state)
 	assert_int_equal(pf_config_policy(config, "own")->thp, PF_THP_BALANCED);
 	pf_config_set_user(config, "another");
 	assert_string_equal(pf_config_user(config), "another");
+	pf_config_set_additions_iso(config, "/other.iso");
+	assert_string_equal(pf_config_additions_iso(config), "/other.iso");
 }
 
 static void what_a_value_may_be(void **state)
@@ -155,6 +159,8 @@ static void wrong_values_are_named(void **state)
 	} cases[] = {
 		{"service", "user", {"", "root", "0", "a b", "a:b", "../x", "\303\244"},
 			"the name or the number of a user other than root"},
+		{"service", "additions-iso", {"", "a.iso", "./a.iso", "~/a.iso"},
+			"the absolute path of a file"},
 		{"service", "memory-limit",
 			{"", "63", "16777217", "1G", "-64", "18446744073709551680"},
 			"a number of MiB from 64 to 16777216"},
@@ -204,7 +210,7 @@ static void what_there_is_not_is_named(void **state)
 		{"[defaults]\ncpu = 1", "x.conf: [defaults] has no key 'cpu': " POLICY_KEYS},
 		{"[group web]\nuser = x", "x.conf: [group web] has no key 'user': " POLICY_KEYS},
 		{"[service]\nthp = all",
-			"x.conf: [service] has no key 'thp': it may be one of user, memory-limit"},
+			"x.conf: [service] has no key 'thp': it may be one of user, memory-limit, additions-iso"},
 		{"[defaults]\nthp[de] = all",
 			"x.conf: [defaults] has no key 'thp[de]': " POLICY_KEYS},
 		{"[defaults]\n" SIXTY "1234 = 1",
@@ -412,9 +418,9 @@ static char *uncomment(const char *text)
 
 static void the_example_shows_the_defaults(void **state)
 {
-	static const char *const keys[] = {"\nuser", "\nmemory-limit", "\nadmission", "\nthp",
-		"\nbytes-per-second", "\nhints-per-second", "\ncpu-percent", "\ncandidates-percent",
-		"\nframes-percent", "\nindex-memory-percent"};
+	static const char *const keys[] = {"\nuser", "\nmemory-limit", "\nadditions-iso",
+		"\nadmission", "\nthp", "\nbytes-per-second", "\nhints-per-second", "\ncpu-percent",
+		"\ncandidates-percent", "\nframes-percent", "\nindex-memory-percent"};
 	g_autofree char *text = read_example();
 	g_autofree char *shown = uncomment(text);
 	g_autoptr(PfConfig) config = parse(shown);

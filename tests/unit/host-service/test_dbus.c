@@ -128,6 +128,8 @@ static void describes_a_vm(void **state)
 		{"reason", "''"},
 		{"agent-version", "'0.1.0'"},
 		{"kernel", "'6.1.0-42'"},
+		{"additions-state", "'connected'"},
+		{"additions-since", "uint64 1800000000"},
 		{"shim-connected", "true"},
 		{"hinted", "uint64 8000"},
 		{"fused", "uint64 7000"},
@@ -224,10 +226,16 @@ static void rejects_unknown_options(void **state)
 		{"GetVM", "('db', {'colour': <1>})"},
 		{"QueryMetrics", "('*', @as [], {'colour': <true>})"},
 		{"ModifyVM", "('db', {'pagefusion': <true>, 'colour': <true>})"},
+		{"InsertAdditions", "('db', {'colour': <true>})"},
+		{"EjectAdditions", "('db', {'force': <true>, 'colour': <true>})"},
 	};
 
 	for (size_t i = 0; i < G_N_ELEMENTS(calls); i++)
 		assert_fails(calls[i][0], calls[i][1], PF_DBUS_ERROR_INVALID_ARGUMENT, "'colour'");
+	assert_fails("InsertAdditions", "('db', {'force': <true>})", PF_DBUS_ERROR_INVALID_ARGUMENT,
+		"'force'");
+	assert_fails("EjectAdditions", "('db', {'force': <'yes'>})", PF_DBUS_ERROR_INVALID_ARGUMENT,
+		"must be a boolean");
 	assert_int_equal(broker.calls, 0);
 }
 
@@ -315,6 +323,67 @@ static void rejects_bad_groups(void **state)
 	assert_int_equal(broker.calls, 0);
 }
 
+/* The method's answer, in the order that a dictionary has not. */
+static void assert_changes(const char *method, const char *parameters, const char *expected)
+{
+	Peers peers;
+	g_autoptr(GError) error = NULL;
+	g_autoptr(GVariant) reply = NULL;
+	g_autoptr(GVariant) result = NULL;
+	g_autofree char *printed = NULL;
+	gboolean changed = FALSE, running = FALSE, of_drive = FALSE;
+	const char *drive = NULL;
+
+	peers_init(&peers);
+	reply = call(peers.client, NULL, MANAGER, method, parameters, &error);
+	assert_null(error);
+	result = g_variant_get_child_value(reply, 0);
+	assert_int_equal(g_variant_n_children(result), 4);
+	assert_true(g_variant_lookup(result, "drive", "&s", &drive));
+	assert_true(g_variant_lookup(result, "changed", "b", &changed));
+	assert_true(g_variant_lookup(result, "running", "b", &running));
+	assert_true(g_variant_lookup(result, "of-drive", "b", &of_drive));
+	printed = g_strdup_printf("%s %d %d %d", drive, changed, running, of_drive);
+	assert_string_equal(printed, expected);
+	peers_deinit(&peers);
+}
+
+static void changes_additions(void **state)
+{
+	broker.change = (PfAdditionsChange){"sda", 1, 0, 1};
+	assert_changes("InsertAdditions", "('db', @a{sv} {})", "sda 1 0 1");
+	assert_string_equal(broker.vm, "db");
+	assert_false(broker.ejects);
+	broker.change = (PfAdditionsChange){"hdc", 0, 1, 0};
+	assert_changes("EjectAdditions", "('idle', {'force': <true>})", "hdc 0 1 0");
+	assert_string_equal(broker.vm, "idle");
+	assert_true(broker.ejects && broker.force);
+	assert_changes("EjectAdditions", "('idle', @a{sv} {})", "hdc 0 1 0");
+	assert_false(broker.force);
+	assert_int_equal(broker.calls, 3);
+}
+
+/* Each state has its name. */
+static void names_additions(void **state)
+{
+	static const char *const names[] = {"never seen", "connected", "silent", "too old"};
+
+	for (size_t i = 0; i < G_N_ELEMENTS(names); i++) {
+		Peers peers;
+		g_autoptr(GVariant) reply = NULL;
+		g_autoptr(GVariant) vm = NULL;
+		const char *name = NULL;
+
+		fake.views[0].figures.additions = (PfAdditionsState)i;
+		peers_init(&peers);
+		reply = call(peers.client, NULL, MANAGER, "GetVM", "('db', @a{sv} {})", NULL);
+		vm = g_variant_get_child_value(reply, 0);
+		assert_true(g_variant_lookup(vm, "additions-state", "&s", &name));
+		assert_string_equal(name, names[i]);
+		peers_deinit(&peers);
+	}
+}
+
 static void passes_on_what_the_broker_says(void **state)
 {
 	static const struct {
@@ -333,6 +402,10 @@ static void passes_on_what_the_broker_says(void **state)
 		broker.code = cases[i].code;
 		broker.message = "what and what to do";
 		assert_fails("ModifyVM", "('db', {'pagefusion': <true>})", cases[i].name,
+			"what and what to do");
+		assert_fails("InsertAdditions", "('db', @a{sv} {})", cases[i].name,
+			"what and what to do");
+		assert_fails("EjectAdditions", "('db', @a{sv} {})", cases[i].name,
 			"what and what to do");
 	}
 }
@@ -605,6 +678,8 @@ int main(void)
 		with_fake(modifies_the_policy),
 		with_fake(modifies_the_group),
 		with_fake(rejects_bad_groups),
+		with_fake(changes_additions),
+		with_fake(names_additions),
 		with_fake(passes_on_what_the_broker_says),
 		with_fake(properties_are_read_when_asked),
 		with_fake(single_properties_are_read_too),

@@ -124,6 +124,8 @@ static void only_root_modifies(void **state)
 	g_autoptr(GDBusConnection) caller = NULL;
 	g_autoptr(GVariant) reply = NULL;
 	g_autoptr(GError) error = NULL;
+	g_autofree char *insert = NULL;
+	g_autofree char *eject = NULL;
 	g_autofree char *output = NULL;
 	const char *name;
 	PfDbusFront *front;
@@ -139,6 +141,10 @@ static void only_root_modifies(void **state)
 	front = pf_dbus_front_new_on(rig.here, fake_broker, connection, NULL);
 	output = call_as_nobody(name, MANAGER ".ModifyVM", "db", "{'pagefusion': <true>}");
 	assert_non_null(strstr(output, "only root may change a VM"));
+	insert = call_as_nobody(name, MANAGER ".InsertAdditions", "db", "{}");
+	assert_non_null(strstr(insert, "only root may change a VM"));
+	eject = call_as_nobody(name, MANAGER ".EjectAdditions", "db", "{'force': <true>}");
+	assert_non_null(strstr(eject, "only root may change a VM"));
 	assert_int_equal(broker.calls, 0);
 	reply = call(caller, name, MANAGER, "ModifyVM", "('db', {'pagefusion': <true>})", &error);
 	assert_null(error);
@@ -268,6 +274,7 @@ static void policy_lets_everybody_read(void **state)
 	g_autofree char *list = NULL;
 	g_autofree char *metrics = NULL;
 	g_autofree char *modify = NULL;
+	g_autofree char *insert = NULL;
 	PfDbusFront *front;
 	Rig rig;
 
@@ -288,6 +295,9 @@ static void policy_lets_everybody_read(void **state)
 	modify = call_as_nobody(PF_DBUS_NAME, MANAGER ".ModifyVM", "db", "{'pagefusion': <true>}");
 	assert_non_null(strstr(modify, "AccessDenied"));
 	assert_null(strstr(modify, "only root may")); /* it did not come as far as that */
+	insert = call_as_nobody(PF_DBUS_NAME, MANAGER ".InsertAdditions", "db", "{}");
+	assert_non_null(strstr(insert, "AccessDenied"));
+	assert_null(strstr(insert, "only root may"));
 	assert_int_equal(broker.calls, 0);
 	reply = call(
 		caller, PF_DBUS_NAME, MANAGER, "ModifyVM", "('db', {'pagefusion': <true>})", NULL);

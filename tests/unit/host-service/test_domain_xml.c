@@ -9,7 +9,7 @@
 #include <stdint.h>
 #include <cmocka.h>
 
-#include "host-service/domain_xml.h"
+#include "host-service/broker/domain_xml.h"
 #include <gio/gio.h>
 #include <libxml/c14n.h>
 #include <string.h>

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /* Both real ends of the front's socket, with a service that this file plays. */
 #include "tests/unit/host-service/front_rig.h"
-#include "host-service/packet.h"
-#include "host-service/service_front.h"
+#include "host-service/service/service_front.h"
+#include "host-service/wire/packet.h"
 #include <poll.h>
 
 struct PfService {
@@ -40,7 +40,9 @@ static int reset_fake(void **state)
 					  .thp = PF_THP_ALL,
 					  .stats = {.fused = 7000, .refused = {[PF_SHIM_BUSY] = 3}},
 					  .shim = {.maps = 1000, .aside = 1},
-					  .paused_ms = 1200}},
+					  .paused_ms = 1200,
+					  .additions = PF_ADDITIONS_SILENT,
+					  .additions_since = 1800000000}},
 			{.domain = &fake.domains[1],
 				.reason = "page fusion is off",
 				.agent_version = "",
@@ -164,6 +166,8 @@ static void shows_host_and_vms(void **state)
 	assert_memory_equal(db->domain, &fake.domains[0], sizeof(fake.domains[0]));
 	assert_memory_equal(&db->figures, &fake.views[0].figures, sizeof(db->figures));
 	assert_string_equal(db->agent_version, "0.1.0");
+	assert_int_equal(db->figures.additions, PF_ADDITIONS_SILENT);
+	assert_int_equal(db->figures.additions_since, 1800000000);
 	assert_string_equal(db->kernel, "6.1.0\357\277\275[2J");
 	web = g_ptr_array_index(answer->vms, 1);
 	assert_string_equal(web->domain->name, "web");

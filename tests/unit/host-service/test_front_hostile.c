@@ -2,7 +2,7 @@
 /* The front before a service that somebody else has taken over: what it may not send ends the conversation and nothing
  * else, and whoever has asked gets an answer. */
 #include "tests/unit/host-service/front_rig.h"
-#include "host-service/packet.h"
+#include "host-service/wire/packet.h"
 #include "tests/unit/host-service/lingering_socket.h"
 
 #define MAX_ASKED       16
@@ -131,9 +131,11 @@ static void rejects_wrong_numbers(void **state)
 		offsetof(PfFrontVm, domain.enabled),
 		offsetof(PfFrontVm, domain.active),
 		offsetof(PfFrontVm, domain.has_shim),
+		offsetof(PfFrontVm, domain.port_open),
 		offsetof(PfFrontVm, figures.shim_connected),
 		offsetof(PfFrontVm, figures.thp),
 		offsetof(PfFrontVm, figures.stats.quota),
+		offsetof(PfFrontVm, figures.additions),
 	};
 
 	host.body.host.pressure = 2;

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
-#include "host-service/fusion_layout.h"
+#include "host-service/decide/fusion_layout.h"
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /* Many pages, many VMs: the quality of runs, the numbers against a model, and what it all costs. */
 #include "tests/unit/host-service/fusion_rig.h"
-#include "host-service/fusion_private.h"
+#include "host-service/decide/fusion_private.h"
 #include <malloc.h>
 
 static void assert_runs_of_a_thousand(const RigVm *m)

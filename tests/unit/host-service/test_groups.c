@@ -3,8 +3,8 @@
  * The test is systemd: it receives what is to be kept at a NOTIFY_SOCKET, and starts each service, a child, with what
  * it has. What lies between, the front, is left out.
  */
-#include "host-service/groups.h"
-#include "host-service/systemd.h"
+#include "host-service/front/systemd.h"
+#include "host-service/service/groups.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -644,10 +644,15 @@ static void hand_over_pipe(Systemd *systemd, const char *name, size_t n_kept_aft
 
 static void test_what_is_not_ours(void **state)
 {
-	/* Of another part of the service, and none of our business. */
-	hand_over_pipe(*state, "listener", 1);
+	/* Of another part of the service, or of somebody else, and none of our business. */
+	static const char *const others[] = {"listener", "store-", "store-default", "store-00",
+		"store-0123456789ABCDEF0123456789ABCDEF",
+		"store-0123456789abcdef0123456789abcdef0"};
+
+	for (size_t i = 0; i < G_N_ELEMENTS(others); i++)
+		hand_over_pipe(*state, others[i], 1);
 	/* Under our name, but no store. */
-	hand_over_pipe(*state, "store-00", 0);
+	hand_over_pipe(*state, "store-0123456789abcdef0123456789abcdef", 0);
 }
 
 static void hand_over_to_another(PfGroups *groups, void *unused)

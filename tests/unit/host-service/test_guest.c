@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /* One guest's channel, session and RAM, with a toy agent and a broker that this file plays. */
-#include "host-service/guest.h"
+#include "host-service/service/guest.h"
 #include "common/frame.h"
 #include "fake_broker.h"
 #include "proto/agent.pb-c.h"
@@ -215,6 +215,40 @@ static void expect_question_after(Rig *rig, gint64 begin, gint64 seconds)
 	turn_until(asks, rig);
 	assert_in_range(
 		g_get_monotonic_time() - begin, seconds * G_USEC_PER_SEC * 9 / 10, FAKE_WAIT_US);
+}
+
+/* The clock by which states have begun; 0: the real one. */
+static gint64 now_us;
+
+gint64 g_get_real_time(void)
+{
+	struct timespec now;
+
+	if (now_us)
+		return now_us;
+	clock_gettime(CLOCK_REALTIME, &now);
+	return now.tv_sec * G_USEC_PER_SEC + now.tv_nsec / 1000;
+}
+
+static void assert_additions(Rig *rig, PfAdditionsState state, guint64 since)
+{
+	guint64 shown_since;
+
+	assert_int_equal(pf_guest_additions(rig->guest, &shown_since), state);
+	assert_int_equal(shown_since, since);
+}
+
+static void move_port(Rig *rig, gboolean is_open)
+{
+	rig->domain.port_open = is_open;
+	pf_guest_update(rig->guest, &rig->domain);
+}
+
+#define T INT64_C(1800000000)
+
+static void pass_time(gint64 seconds)
+{
+	now_us += seconds * G_USEC_PER_SEC;
 }
 
 /* The agent begins anew; all that is caused by that has happened. */
@@ -483,11 +517,76 @@ static void test_closed_in_a_pause(void **state)
 	rig->guest = new_guest(rig);
 }
 
+/* From the VM's start: its agent comes, ends, comes again, and hangs when the session begins anew. */
+static void test_additions(void **state)
+{
+	Rig *rig = *state;
+
+	now_us = T * G_USEC_PER_SEC;
+	toy_guest_set_agent(rig->agent, "0.1.0", 1);
+	assert_additions(rig, PF_ADDITIONS_NEVER_SEEN, 0);
+	move_port(rig, FALSE);
+	pass_time(500);
+	assert_additions(rig, PF_ADDITIONS_NEVER_SEEN, 0);
+	rig->domain.port_open = TRUE;
+	open_session(rig);
+	assert_additions(rig, PF_ADDITIONS_CONNECTED, T + 500);
+	pass_time(500);
+	move_port(rig, FALSE);
+	assert_additions(rig, PF_ADDITIONS_SILENT, T + 1000);
+	pass_time(500);
+	move_port(rig, TRUE);
+	begin_anew(rig);
+	assert_additions(rig, PF_ADDITIONS_CONNECTED, T + 1500);
+	pass_time(500);
+	pf_guest_begin_session(rig->guest);
+	pass_time(PF_ADDITIONS_WAIT_S - 1);
+	assert_additions(rig, PF_ADDITIONS_CONNECTED, T + 1500);
+	pass_time(1);
+	assert_additions(rig, PF_ADDITIONS_SILENT, T + 2000);
+	now_us = 0;
+}
+
+/* By its version it is heard all the same, by its protocol it cannot be. */
+static void test_old_additions(void **state)
+{
+	Rig *rig = *state;
+
+	now_us = T * G_USEC_PER_SEC;
+	rig->domain.port_open = TRUE;
+	toy_guest_set_agent(rig->agent, "0.1.0", 0);
+	open_session(rig);
+	assert_additions(rig, PF_ADDITIONS_TOO_OLD, T);
+	/* There is no use in knowing where its RAM is. */
+	while (g_main_context_iteration(NULL, FALSE))
+		;
+	assert_false(is_readable(&rig->fd));
+	toy_guest_set_agent(rig->agent, "0.0.9", 1);
+	begin_anew(rig);
+	assert_additions(rig, PF_ADDITIONS_TOO_OLD, T);
+	answer_hvas(rig, 1 << 20, 2 << 20);
+	turn_until(is_located, rig);
+	assert_null(pf_guest_reason(rig->guest));
+	toy_guest_set_agent(rig->agent, "0.1.0", 0);
+	begin_anew(rig);
+	assert_additions(rig, PF_ADDITIONS_TOO_OLD, T);
+	assert_non_null(strstr(pf_guest_reason(rig->guest), "too old to be understood"));
+	assert_string_equal(pf_guest_agent_version(rig->guest), "0.1.0");
+	toy_guest_set_agent(rig->agent, "0.1.0", 1);
+	pass_time(10);
+	begin_anew(rig);
+	assert_additions(rig, PF_ADDITIONS_CONNECTED, T + 10);
+	assert_null(pf_guest_reason(rig->guest));
+	now_us = 0;
+}
+
 int main(void)
 {
 #define TEST(test) cmocka_unit_test_setup_teardown(test, set_up, tear_down)
 	const struct CMUnitTest tests[] = {
 		TEST(test_locating_is_tried_again),
+		TEST(test_additions),
+		TEST(test_old_additions),
 		TEST(test_questions_are_few),
 		TEST(test_a_part_is_located),
 		TEST(test_no_timer_outlives_it),

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /* What the service's process reads is what the front has written; anything else is refused. */
-#include "host-service/handover.h"
+#include "host-service/daemon/handover.h"
 #include <errno.h>
 #include <fcntl.h>
 #include <gio/gio.h>

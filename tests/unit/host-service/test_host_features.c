@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
-#include "host-service/host_features.h"
+#include "host-service/daemon/host_features.h"
 #include "host-service/shim/kernel.h"
 #include <stdarg.h>
 #include <stddef.h>

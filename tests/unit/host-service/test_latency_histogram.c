@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
-#include "host-service/latency_histogram.h"
+#include "host-service/decide/latency_histogram.h"
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>

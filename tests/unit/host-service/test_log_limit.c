@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /* What is logged about one VM, with a clock that the test sets. */
-#include "host-service/log_limit.h"
+#include "host-service/service/log_limit.h"
 #include "fake_broker.h"
 
 #define SECOND G_USEC_PER_SEC

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /* What a guest and a QEMU can make the service hold, seen through the whole service. */
 #include "service_rig.h"
-#include "host-service/listing.h"
+#include "host-service/service/listing.h"
 #include "tests/vmm/toy_guest.h"
 #include <signal.h>
 

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
-#include "host-service/metrics.h"
+#include "host-service/decide/metrics.h"
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>

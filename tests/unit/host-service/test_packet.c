@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /* Packets and their descriptors, also those of a peer that is gone. */
 #include "packet_rig.h"
-#include "host-service/packet.h"
+#include "host-service/wire/packet.h"
 #include <errno.h>
 #include <stdbool.h>
 #include <string.h>

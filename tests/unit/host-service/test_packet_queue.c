@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /* Packets that wait: their order, their descriptors, their number. */
 #include "packet_rig.h"
-#include "host-service/packet.h"
-#include "host-service/packet_queue.h"
+#include "host-service/wire/packet.h"
+#include "host-service/wire/packet_queue.h"
 #include <errno.h>
 #include <string.h>
 

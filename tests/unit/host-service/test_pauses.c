@@ -4,7 +4,7 @@
  * of a shim that did not answer; and the reasons that quotas give. A test that waits for ever is ended by an alarm.
  */
 #include "service_rig.h"
-#include "host-service/vm.h"
+#include "host-service/service/vm.h"
 #include "tests/fuzz/hostile_qemu.h"
 #include "tests/fuzz/vm_clock.h"
 #include "tests/vmm/toy_guest.h"

@@ -4,7 +4,7 @@
  * trigger: a pseudo terminal stands in for the kernel's file, because it can be written, says
  * POLLPRI in packet mode, and POLLHUP when its other end is closed.
  */
-#include "host-service/pressure.h"
+#include "host-service/service/pressure.h"
 #include <fcntl.h>
 #include <glib/gstdio.h>
 #include <poll.h>

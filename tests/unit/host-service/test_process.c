@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /* What a process of pagefusiond begins with, and with whom it ends. */
-#include "host-service/process.h"
+#include "host-service/daemon/process.h"
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>

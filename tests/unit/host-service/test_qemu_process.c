@@ -6,7 +6,7 @@
 #include <stdint.h>
 #include <cmocka.h>
 
-#include "host-service/qemu_process.h"
+#include "host-service/broker/qemu_process.h"
 #include <fcntl.h>
 #include <gio/gio.h>
 #include <glib/gstdio.h>

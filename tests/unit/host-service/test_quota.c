@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /* How much of the service a VM may use, with a clock that the test sets. */
-#include "host-service/quota.h"
+#include "host-service/decide/quota.h"
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>

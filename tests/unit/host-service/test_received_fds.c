@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /* A descriptor that takes its time to close, in a message to us: we do not wait for it. */
-#include "host-service/received_fds.h"
+#include "host-service/wire/received_fds.h"
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /* A VM is written down in the store before it is given it, and when it turns out to have it. */
-#include "host-service/process_id.h"
+#include "host-service/service/process_id.h"
 #include "service_rig.h"
 #include <sys/pidfd.h>
 

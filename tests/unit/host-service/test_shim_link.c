@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /* What a shim may say, and what ends its connection. */
-#include "host-service/shim_link.h"
+#include "host-service/service/shim_link.h"
 #include "common/page.h"
-#include "host-service/packet.h"
-#include "host-service/received_fds.h"
+#include "host-service/wire/packet.h"
+#include "host-service/wire/received_fds.h"
 #include "slow_file.h"
 #include <stdarg.h>
 #include <stddef.h>

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /* Connections whose VM nobody knows: they are turned away by the clock alone. */
-#include "host-service/shim_listener.h"
+#include "host-service/service/shim_listener.h"
 #include <glib-unix.h>
 #include <setjmp.h>
 #include <stdarg.h>

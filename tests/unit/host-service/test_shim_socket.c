@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /* The path for shims: one service at a time, and the next one as soon as the last process of the one before has ended. */
-#include "host-service/shim_socket.h"
+#include "host-service/front/shim_socket.h"
 #include <fcntl.h>
 #include <gio/gio.h>
 #include <glib/gstdio.h>

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /* A store that comes back to a later service, and all that is none. */
-#include "host-service/store.h"
+#include "host-service/service/store.h"
 
 #include <errno.h>
 #include <fcntl.h>

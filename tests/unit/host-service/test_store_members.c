@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /* Who was ever given a store: what a later service finds of it, with real processes. */
-#include "host-service/process_id.h"
-#include "host-service/store.h"
+#include "host-service/service/process_id.h"
+#include "host-service/service/store.h"
 
 #include <dlfcn.h>
 #include <errno.h>

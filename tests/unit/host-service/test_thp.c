@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
-#include "host-service/thp.h"
+#include "host-service/config/thp.h"
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>

@@ -1,0 +1,142 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+/*
+ * The build-id is a note that the linker puts into a segment of type PT_NOTE, near the start of the file. What is
+ * looked at is a copy of the file's first pages, as many as are in memory, at most MAX_IMAGE_PAGES of them:
+ * nothing is brought in for it, and nothing looks used because of it (window.c says how). Without the first page there
+ * is no build-id; a file that is executed has it in memory, because the loader read it.
+ *
+ * The file may be anything, also half written or made to hurt. The image is all that libelf knows of, so no number
+ * of the file makes it read elsewhere; those that would make it allocate are refused before (many program
+ * headers, long notes) or not shown to it (section headers, which are not needed here).
+ */
+#include "guest-agent/find/elf_id.h"
+#include "common/page.h"
+#include "guest-agent/find/guard.h"
+#include "guest-agent/find/window.h"
+#include <elf.h>
+#include <endian.h>
+#include <gelf.h>
+#include <stdbool.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+
+#define MAX_IMAGE_PAGES     16u
+#define MAX_PROGRAM_HEADERS 64
+#define MAX_NOTES_SIZE      (16 * 1024)
+#define NATIVE_ORDER        (__BYTE_ORDER == __LITTLE_ENDIAN ? ELFDATA2LSB : ELFDATA2MSB)
+
+/* Copies the pages from the start of the file that are in memory; gives their size in bytes. */
+static size_t copy_start(int fd, char *image)
+{
+	uint8_t resident[MAX_IMAGE_PAGES];
+	PfWindow window;
+	struct stat st;
+	size_t size = 0;
+
+	if (fstat(fd, &st) < 0 || pf_window_open(&window, fd, 0, MAX_IMAGE_PAGES, resident) < 0)
+		return 0;
+	for (size_t i = 0; i < MAX_IMAGE_PAGES && resident[i] & 1; i++) {
+		if (pf_guard_copy(image + size, window.bytes + size, PF_PAGE_SIZE) < 0)
+			break;
+		size += PF_PAGE_SIZE;
+	}
+	pf_window_close(&window);
+	return (uint64_t)st.st_size < size ? (size_t)st.st_size : size;
+}
+
+static bool sound_count(uint64_t phnum)
+{
+	return phnum > 0 && phnum <= MAX_PROGRAM_HEADERS;
+}
+
+/* Whether libelf may look at the image, from which the section headers are taken out. */
+static bool make_sound(char *image, size_t size)
+{
+	Elf32_Ehdr *e32 = (Elf32_Ehdr *)image;
+	Elf64_Ehdr *e64 = (Elf64_Ehdr *)image;
+
+	if (size < sizeof(*e32) || memcmp(e32->e_ident, ELFMAG, SELFMAG) != 0 ||
+		e32->e_ident[EI_DATA] != NATIVE_ORDER)
+		return false;
+	if (e32->e_ident[EI_CLASS] == ELFCLASS32) {
+		e32->e_shoff = 0;
+		e32->e_shnum = e32->e_shstrndx = 0;
+		return sound_count(e32->e_phnum);
+	}
+	if (size < sizeof(*e64) || e64->e_ident[EI_CLASS] != ELFCLASS64)
+		return false;
+	e64->e_shoff = 0;
+	e64->e_shnum = e64->e_shstrndx = 0;
+	return sound_count(e64->e_phnum);
+}
+
+static size_t find_in_notes(Elf_Data *notes, uint8_t id[PF_SESSION_MAX_BUILD_ID])
+{
+	size_t offset = 0, name, desc, next;
+	GElf_Nhdr note;
+
+	while ((next = gelf_getnote(notes, offset, &note, &name, &desc)) > 0) {
+		const char *bytes = notes->d_buf;
+
+		if (note.n_type == NT_GNU_BUILD_ID && note.n_namesz == sizeof(ELF_NOTE_GNU) &&
+			memcmp(bytes + name, ELF_NOTE_GNU, sizeof(ELF_NOTE_GNU)) == 0) {
+			if (note.n_descsz > PF_SESSION_MAX_BUILD_ID)
+				return 0;
+			memcpy(id, bytes + desc, note.n_descsz);
+			return note.n_descsz;
+		}
+		offset = next;
+	}
+	return 0;
+}
+
+static size_t find_in_segments(Elf *elf, size_t image_size, uint8_t id[PF_SESSION_MAX_BUILD_ID])
+{
+	size_t n_headers, size = 0;
+	GElf_Phdr header;
+
+	if (elf_kind(elf) != ELF_K_ELF || elf_getphdrnum(elf, &n_headers) != 0)
+		return 0;
+	for (size_t i = 0; i < n_headers && size == 0; i++) {
+		Elf_Data *notes;
+
+		if (!gelf_getphdr(elf, (int)i, &header))
+			return 0;
+		if (header.p_type != PT_NOTE || header.p_offset > image_size ||
+			header.p_filesz > MAX_NOTES_SIZE ||
+			header.p_filesz > image_size - header.p_offset)
+			continue;
+		notes = elf_getdata_rawchunk(elf, (int64_t)header.p_offset, header.p_filesz,
+			header.p_align == 8 ? ELF_T_NHDR8 : ELF_T_NHDR);
+		if (notes)
+			size = find_in_notes(notes, id);
+	}
+	return size;
+}
+
+static size_t find_in_image(char *image, size_t image_size, uint8_t id[PF_SESSION_MAX_BUILD_ID])
+{
+	size_t size = 0;
+	Elf *elf;
+
+	if (!make_sound(image, image_size) || elf_version(EV_CURRENT) == EV_NONE)
+		return 0;
+	elf = elf_memory(image, image_size);
+	if (elf) {
+		size = find_in_segments(elf, image_size, id);
+		elf_end(elf);
+	}
+	return size;
+}
+
+size_t pf_elf_id_read(int fd, uint8_t id[PF_SESSION_MAX_BUILD_ID])
+{
+	char *image = malloc(MAX_IMAGE_PAGES * PF_PAGE_SIZE);
+	size_t size = 0;
+
+	if (image)
+		size = find_in_image(image, copy_start(fd, image), id);
+	free(image);
+	return size;
+}
