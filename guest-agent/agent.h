@@ -4,8 +4,10 @@
 #include "guest-agent/config.h"
 
 typedef struct PfAgentOptions {
-	PfAgentConfig *config; /* what holds at start; the agent changes it on SIGHUP. Not owned */
-	const char *config_path; /* read again on SIGHUP; NULL: none */
+	PfAgentConfig
+		*config; /* what holds at start; the agent takes it over and leaves it empty */
+	const char *config_path; /* read again on SIGHUP */
+	bool config_named;       /* on the command line: then it must be there */
 	const char *port;        /* of the command line, holds over the file's; or NULL */
 	unsigned interval_s;     /* of the command line, holds over the file's; or 0 */
 	bool wait;               /* for a port, also for the next one when it goes away */

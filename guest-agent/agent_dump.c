@@ -33,12 +33,10 @@ static int look_at_all(
 
 	*stats = (PfScanStats){0};
 	for (int c = 0; c < PF_N_CLASSES && r == 0; c++) {
-		bool twice = c == PF_CLASS_BUFFERS || c == PF_CLASS_KERNEL;
-
 		if (!config->classes[c])
 			continue;
 		r = pass(scanner, c, config, facts, stats);
-		if (r == 0 && twice && !pf_scanner_impossible(scanner, c))
+		if (r == 0 && pf_page_class_is_volatile(c) && !pf_scanner_impossible(scanner, c))
 			r = pass(scanner, c, config, facts, stats);
 	}
 	return r;
@@ -47,6 +45,7 @@ static int look_at_all(
 int pf_agent_dump(const PfAgentConfig *config, bool with_digests)
 {
 	PfScanner *scanner = NULL;
+	PfFailure failure = PF_FAILURE_FACTS;
 	int r, status = EXIT_SUCCESS;
 	PfScanStats stats;
 	PfState state;
@@ -54,12 +53,14 @@ int pf_agent_dump(const PfAgentConfig *config, bool with_digests)
 
 	pf_state_init(&state);
 	r = pf_facts_read(&facts);
-	if (r == 0)
+	if (r == 0) {
+		failure = PF_FAILURE_LOOKING;
 		r = pf_scanner_new(&scanner, &state);
+	}
 	if (r == 0)
 		r = look_at_all(scanner, config, &facts, &stats);
 	if (r < 0) {
-		pf_explain_guest(r);
+		pf_explain(failure, r, NULL);
 		status = EXIT_FAILURE;
 	} else if (pf_dump_write(stdout, &facts, &state, &stats, with_digests) < 0) {
 		pf_error("cannot write to standard output");

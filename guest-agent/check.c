@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 /*
- * Asks the agent's own parts whether they work, so that what is said here is what will happen; only
- * the port is not opened, as the host would hear of it. A check says "ok", "missing" with what to
- * do, or "note" where nothing is to be done. What the mission needs (mapped files, and a port to
- * tell of them) decides on the exit status; other classes, and the notice of programs that start, only
- * make it better.
+ * Asks the agent's own parts whether they work here, with the rights of who runs the check: what a
+ * service manager takes away from the agent that it starts (capabilities, system calls) is not seen.
+ * Only the port is not opened, as the host would hear of it. A check says "ok", "missing" with what
+ * to do, or "note" where nothing has to be or can be done. What the mission needs (mapped files, and
+ * a port to tell of them) decides on the exit status; other classes, and the notice of programs that
+ * start, only make it better.
  */
 #include "guest-agent/check.h"
 #include "common/text.h"
-#include "guest-agent/dump.h"
 #include "guest-agent/find/cache_walk.h"
 #include "guest-agent/find/guard.h"
 #include "guest-agent/find/kernel_image.h"
@@ -16,7 +16,10 @@
 #include "guest-agent/find/opening.h"
 #include "guest-agent/find/process_events.h"
 #include "guest-agent/find/visit.h"
-#include "guest-agent/status.h"
+#include "guest-agent/json.h"
+#include "guest-agent/service.h"
+#include "guest-agent/status_server.h"
+#include "guest-agent/status_show.h"
 #include "guest-agent/tell/port.h"
 #include <errno.h>
 #include <inttypes.h>
@@ -63,7 +66,7 @@ static void say(Check *check, Result result, const char *name, const char *forma
 	if (check->json) {
 		fprintf(check->out, "%s\n{\"check\":\"%s\",\"result\":\"%s\",\"text\":",
 			check->n_said ? "," : "[", name, results[result]);
-		pf_dump_string(check->out, clean);
+		pf_json_string(check->out, clean);
 		fputc('}', check->out);
 	} else {
 		fprintf(check->out, "%-8s %-15s %s\n", results[result], name, clean);
@@ -71,13 +74,15 @@ static void say(Check *check, Result result, const char *name, const char *forma
 	check->n_said++;
 }
 
-static bool check_configuration(Check *check, const char *wrong)
+static bool check_configuration(Check *check, const PfConfigChecked *checked)
 {
-	if (wrong)
-		say(check, MISSING, "configuration", "%s", wrong);
+	if (checked->wrong)
+		say(check, MISSING, "configuration", "%s", checked->wrong);
+	else if (checked->path)
+		say(check, OK, "configuration", "%s can be read", checked->path);
 	else
-		say(check, OK, "configuration", "can be read");
-	return !wrong;
+		say(check, OK, "configuration", "there is no file: the defaults hold");
+	return !checked->wrong;
 }
 
 /* --- rights --- */
@@ -85,16 +90,17 @@ static bool check_configuration(Check *check, const char *wrong)
 typedef struct Right {
 	unsigned number;
 	bool needed;
+	PfPageClass class; /* that needs it; PF_N_CLASSES: all */
 	const char *name;
 } Right;
 
 static const Right rights[] = {
-	{CAP_SYS_ADMIN, true, "CAP_SYS_ADMIN"},
-	{CAP_SYS_PTRACE, true, "CAP_SYS_PTRACE"},
-	{CAP_DAC_READ_SEARCH, true, "CAP_DAC_READ_SEARCH"},
-	{CAP_FOWNER, false, "CAP_FOWNER (reading files leaves access times)"},
-	{CAP_NET_ADMIN, false, "CAP_NET_ADMIN (programs that start are found later)"},
-	{CAP_SYS_RAWIO, false, "CAP_SYS_RAWIO (class kernel)"},
+	{CAP_SYS_ADMIN, true, PF_N_CLASSES, "CAP_SYS_ADMIN"},
+	{CAP_SYS_PTRACE, true, PF_N_CLASSES, "CAP_SYS_PTRACE"},
+	{CAP_DAC_READ_SEARCH, true, PF_N_CLASSES, "CAP_DAC_READ_SEARCH"},
+	{CAP_FOWNER, false, PF_N_CLASSES, "CAP_FOWNER (reading files leaves access times)"},
+	{CAP_NET_ADMIN, false, PF_N_CLASSES, "CAP_NET_ADMIN (programs that start are found later)"},
+	{CAP_SYS_RAWIO, false, PF_CLASS_KERNEL, "CAP_SYS_RAWIO (class kernel)"},
 };
 
 static uint64_t effective_rights(void)
@@ -107,6 +113,11 @@ static uint64_t effective_rights(void)
 	return data[0].effective | (uint64_t)data[1].effective << 32;
 }
 
+static bool is_used(const Check *check, const Right *right)
+{
+	return right->class == PF_N_CLASSES || check->config->classes[right->class];
+}
+
 static bool check_rights(Check *check)
 {
 	uint64_t held = effective_rights();
@@ -115,7 +126,7 @@ static bool check_rights(Check *check)
 	bool enough = true;
 
 	for (size_t i = 0; i < sizeof(rights) / sizeof(rights[0]); i++) {
-		if (held >> rights[i].number & 1)
+		if (held >> rights[i].number & 1 || !is_used(check, &rights[i]))
 			continue;
 		enough = enough && !rights[i].needed;
 		length += (size_t)snprintf(missing + length, sizeof(missing) - length, "%s%s",
@@ -254,12 +265,19 @@ static void check_kernel(Check *check)
 		say(check, OK, "kernel", "%s", names.release);
 }
 
-static void check_agent(Check *check, bool runs)
+/* probed is the answer of pf_status_probe(). */
+static void check_agent(Check *check, int probed)
 {
-	if (runs)
+	if (probed == 0)
 		say(check, OK, "agent", "runs: pagefusion-agent --status shows what it does");
+	else if (probed == -ENOENT || probed == -ECONNREFUSED)
+		say(check, NOTE, "agent", "does not run: %s", pf_service_start());
+	else if (probed == -EACCES || probed == -EPERM)
+		say(check, NOTE, "agent", "cannot be asked whether it runs: run this as root");
 	else
-		say(check, NOTE, "agent", "does not run: systemctl start pagefusion-agent");
+		say(check, NOTE, "agent",
+			"cannot be asked whether it runs: %s. What it said last: %s",
+			strerror(-probed), pf_service_log());
 }
 
 static bool check_port(Check *check, bool runs)
@@ -304,28 +322,30 @@ static void check_new_programs(Check *check)
 
 /* --- classes --- */
 
-/* Why the class cannot be looked for, or NULL. */
-static const char *impossible(const Check *check, PfPageClass class)
+/* Why the class cannot be looked for, or NULL. *missing: because of what another check calls missing. */
+static const char *impossible(const Check *check, PfPageClass class, bool *missing)
 {
 	PfKernelImage *image = NULL;
 	const char *why = NULL;
 
+	*missing = false;
 	if (class == PF_CLASS_KERNEL) {
 		if (pf_kernel_image_new(&image, &why) < 0 && !why)
 			why = "the kernel's image cannot be read";
 		pf_kernel_image_free(image);
 		return why;
 	}
-	if (!check->reaches_pages)
-		return "page numbers are missing";
-	if (class == PF_CLASS_MAPPED && !check->reaches_files)
-		return "mapped files are missing";
+	*missing = !check->reaches_pages || (class == PF_CLASS_MAPPED && !check->reaches_files);
+	if (*missing)
+		return check->reaches_pages ? "mapped files are missing"
+					    : "page numbers are missing";
 	return class == PF_CLASS_CACHE ? pf_cache_walk_impossible() : NULL;
 }
 
 static void check_class(Check *check, PfPageClass class)
 {
-	const char *why = impossible(check, class);
+	bool missing;
+	const char *why = impossible(check, class, &missing);
 	char name[32];
 
 	snprintf(name, sizeof(name), "class %s", pf_page_class_name(class));
@@ -333,16 +353,16 @@ static void check_class(Check *check, PfPageClass class)
 		say(check, NOTE, name, "off%s%s", why ? "; not possible here: " : "",
 			why ? why : "");
 	else if (why)
-		say(check, MISSING, name, "on, and not possible here: %s", why);
+		say(check, missing ? MISSING : NOTE, name, "on, and not possible here: %s", why);
 	else
 		say(check, OK, name, "on");
 }
 
-int pf_check(FILE *out, const PfAgentConfig *config, const char *wrong, bool json)
+int pf_check(FILE *out, const PfConfigChecked *checked, bool json)
 {
-	Check check = {.out = out, .json = json, .config = config};
-	bool runs = pf_status_probe(PF_AGENT_STATUS_SOCKET) == 0;
-	bool works = check_configuration(&check, wrong);
+	Check check = {.out = out, .json = json, .config = checked->config};
+	int probed = pf_status_probe(PF_AGENT_STATUS_SOCKET);
+	bool works = check_configuration(&check, checked);
 
 	works = check_rights(&check) && works;
 	check_page_numbers(&check);
@@ -350,8 +370,8 @@ int pf_check(FILE *out, const PfAgentConfig *config, const char *wrong, bool jso
 	works = check_memory(&check) && works && check.reaches_pages && check.reaches_files;
 	check_machine(&check);
 	check_kernel(&check);
-	works = check_port(&check, runs) && works;
-	check_agent(&check, runs);
+	works = check_port(&check, probed == 0) && works;
+	check_agent(&check, probed);
 	check_new_programs(&check);
 	for (int i = 0; i < PF_N_CLASSES; i++)
 		check_class(&check, (PfPageClass)i);

@@ -32,6 +32,3 @@ int pf_agent_config_read(PfAgentConfig *config, const char *path, char *message,
 /* The same with the file's text, which path is only the name of: 0, -EINVAL or -ENOMEM. */
 int pf_agent_config_parse(PfAgentConfig *config, const char *path, const char *text,
 	size_t text_size, char *message, size_t size);
-
-/* Name of a class as configuration and status write it. */
-const char *pf_page_class_name(PfPageClass class);

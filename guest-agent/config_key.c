@@ -10,15 +10,6 @@
 
 #define MAX_PATHS 256
 
-static const char *const class_names[] = {"mapped", "cache", "buffers", "kernel"};
-
-_Static_assert(sizeof(class_names) / sizeof(class_names[0]) == PF_N_CLASSES, "a name a class");
-
-const char *pf_page_class_name(PfPageClass class)
-{
-	return class_names[class];
-}
-
 /* Digits and nothing else, up to *rest. */
 static bool read_digits(const char *text, uint64_t *value, const char **rest)
 {

@@ -1,25 +1,10 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 /* The state as JSON: modules with their reportable pages in runs, and sums by class. */
 #include "guest-agent/dump.h"
+#include "guest-agent/json.h"
 #include "pagefusion-version.h"
 #include <errno.h>
 #include <inttypes.h>
-
-void pf_dump_string(FILE *out, const char *text)
-{
-	fputc('"', out);
-	for (; *text; text++) {
-		uint8_t c = (uint8_t)*text;
-
-		if (c == '"' || c == '\\')
-			fprintf(out, "\\%c", c);
-		else if (c < 0x20)
-			fprintf(out, "\\u%04x", c);
-		else
-			fputc(c, out);
-	}
-	fputc('"', out);
-}
 
 static void write_hex(FILE *out, const uint8_t *bytes, size_t size)
 {
@@ -71,7 +56,7 @@ static void write_runs(FILE *out, const PfFile *file, bool with_digests)
 static void write_module(FILE *out, const PfFile *file, bool with_digests)
 {
 	fputs("{\"name\":", out);
-	pf_dump_string(out, file->name);
+	pf_json_string(out, file->name);
 	fprintf(out, ",\"class\":\"%s\",\"build_id\":", pf_page_class_name(pf_file_class(file)));
 	write_hex(out, file->build_id, file->build_id_size);
 	fprintf(out, ",\"file_pages\":%" PRIu64 ",\"runs\":[", file->n_pages);

@@ -6,6 +6,3 @@
 /* Writes what a report would say as one JSON object and a newline. 0 or -EIO. */
 int pf_dump_write(FILE *out, const PfFacts *facts, const PfState *state, const PfScanStats *stats,
 	bool with_digests);
-
-/* Writes text as a JSON string (RFC 8259), quotes included; text is UTF-8. */
-void pf_dump_string(FILE *out, const char *text);

@@ -10,6 +10,11 @@
  * was resident all the time as far as we saw. `since` is the number of the pass that saw the digest first: two looks
  * in one pass prove nothing. It holds 21 bits; should they meet the pass's by chance, a page is told a pass later.
  *
+ * Hashing a file that is written all the time is work for nothing, and anybody's utime() is as good as a write. The
+ * second change lately makes a file restless: then nothing of it is looked at until it was seen unchanged in 1, 2, 4 or
+ * 8 passes running, more with each change. Changes are forgotten slowly, one with each CALM passes without one: so
+ * whatever the rhythm of the changes is, it is hashed once in nine passes at most.
+ *
  * The counts of resident and reportable pages are kept with each change, so that nobody has to go through the pages
  * for them.
  */
@@ -21,6 +26,47 @@
 #include <unistd.h>
 
 #define SINCE_MASK ((1u << 21) - 1)
+
+#define MAX_RESTLESSNESS 5 /* 1 << (5 - 2) passes of rest */
+#define CALM             16
+
+static const char *const class_names[] = {"mapped", "cache", "buffers", "kernel"};
+
+_Static_assert(sizeof(class_names) / sizeof(class_names[0]) == PF_N_CLASSES, "a name a class");
+
+const char *pf_page_class_name(PfPageClass class)
+{
+	return class_names[class];
+}
+
+bool pf_page_class_is_volatile(PfPageClass class)
+{
+	return class == PF_CLASS_BUFFERS || class == PF_CLASS_KERNEL;
+}
+
+static int compare_u64(uint64_t a, uint64_t b)
+{
+	return (a > b) - (a < b);
+}
+
+int pf_file_key_compare(const PfFileKey *a, const PfFileKey *b)
+{
+	int r = compare_u64(a->inode, b->inode);
+
+	if (r == 0)
+		r = compare_u64(a->device, b->device);
+	return r == 0 ? compare_u64(a->source, b->source) : r;
+}
+
+static bool same_time(struct timespec a, struct timespec b)
+{
+	return a.tv_sec == b.tv_sec && a.tv_nsec == b.tv_nsec;
+}
+
+bool pf_file_stamp_equal(const PfFileStamp *a, const PfFileStamp *b)
+{
+	return a->size == b->size && same_time(a->mtime, b->mtime) && same_time(a->ctime, b->ctime);
+}
 
 PfFile *pf_file_new(const PfFileKey *key)
 {
@@ -83,6 +129,29 @@ int pf_file_renew(PfFile *file, const PfFileStamp *stamp, const char *name)
 	return 0;
 }
 
+void pf_file_stir(PfFile *file)
+{
+	if (file->restlessness < MAX_RESTLESSNESS)
+		file->restlessness++;
+	file->rest_due = file->restlessness < 2 ? 0 : (uint8_t)(1u << (file->restlessness - 2));
+}
+
+bool pf_file_rest(PfFile *file)
+{
+	if (file->restlessness == 0)
+		return false;
+	if (++file->rested == CALM) {
+		file->rested = 0;
+		file->restlessness--;
+	}
+	return file->rest_due > 0 && --file->rest_due == 0;
+}
+
+bool pf_file_is_restless(const PfFile *file)
+{
+	return file->rest_due > 0;
+}
+
 int pf_file_set_build_id(PfFile *file, const uint8_t *id, size_t size)
 {
 	uint8_t *copy = NULL;
@@ -96,7 +165,7 @@ int pf_file_set_build_id(PfFile *file, const uint8_t *id, size_t size)
 	}
 	free(file->build_id);
 	file->build_id = copy;
-	file->build_id_size = size;
+	file->build_id_size = (uint8_t)size;
 	return 0;
 }
 
@@ -138,6 +207,10 @@ static bool is_whole(const PfFile *file)
 
 const PfPageRange *pf_file_cover(PfFile *file, size_t *n)
 {
+	if (pf_file_is_restless(file)) {
+		*n = 0;
+		return NULL;
+	}
 	if (is_whole(file)) {
 		*n = file->n_pages > 0;
 		return &file->whole;

@@ -22,6 +22,12 @@ typedef enum PfPageClass {
 	PF_N_CLASSES,
 } PfPageClass;
 
+/* Name of a class as configuration and status write it. */
+const char *pf_page_class_name(PfPageClass class);
+
+/* Whether the bytes of its pages change without notice: only two looks can tell which hold still. */
+bool pf_page_class_is_volatile(PfPageClass class);
+
 typedef enum PfSource { PF_SOURCE_FILE, PF_SOURCE_BLOCK_DEVICE, PF_SOURCE_KERNEL } PfSource;
 
 typedef struct PfFileKey {
@@ -35,6 +41,11 @@ typedef struct PfFileStamp {
 	int64_t size; /* bytes */
 	struct timespec mtime, ctime;
 } PfFileStamp;
+
+/* Below 0, 0 or above 0: an order of them. */
+int pf_file_key_compare(const PfFileKey *a, const PfFileKey *b);
+
+bool pf_file_stamp_equal(const PfFileStamp *a, const PfFileStamp *b);
 
 /* Where the host thinks that a page is. */
 enum { PF_TOLD_NOTHING = 0, PF_TOLD_HERE, PF_TOLD_ELSEWHERE };
@@ -63,7 +74,6 @@ typedef struct PfFile {
 	PfFileStamp stamp;
 	char *name; /* owned; as pf_text_clean() leaves it, at most PF_SESSION_MAX_NAME bytes */
 	uint8_t *build_id;     /* owned */
-	size_t build_id_size;  /* 0: none */
 	uint64_t n_pages;      /* its length, rounded up */
 	uint64_t n_reportable; /* pages that the host is to know */
 
@@ -71,14 +81,19 @@ typedef struct PfFile {
 	uint32_t n, capacity;
 	uint32_t n_idle; /* of them not resident */
 
-	uint32_t module_id; /* valid when declared */
-	bool declared;      /* the host has it under module_id */
-	bool outdated;      /* it changed since: to be declared again */
-	bool dirty;         /* the host was not told everything */
-	bool mapped_cut;    /* the pass that collected `mapped` was given up: some may lack */
+	uint32_t module_id;    /* valid when declared */
+	bool declared;         /* the host has it under module_id */
+	bool outdated;         /* it changed since: to be declared again */
+	bool dirty;            /* the host was not told everything */
+	uint8_t build_id_size; /* 0: none */
+	uint8_t restlessness;  /* grows with its changes, up to 5 */
+	uint8_t rest_due;      /* passes that have to see it unchanged before it is looked at */
+	uint8_t rested;        /* passes that saw it unchanged since a change was forgotten */
+	bool mapped_cut;       /* the pass that collected `mapped` was given up: some may lack */
 
 	bool classes[PF_N_CLASSES];  /* that it is of */
 	uint32_t seen[PF_N_CLASSES]; /* pass in which it was seen last */
+	uid_t owner;                 /* when it was new or changed last */
 	PfPageRanges mapped;         /* what processes map of it; normalised by pf_file_cover() */
 	PfPageRange whole;           /* all its pages */
 	int fd;                      /* while a pass of the mappings holds it open, or -1; owned */
@@ -94,11 +109,20 @@ void pf_file_free(PfFile *file);
  */
 int pf_file_renew(PfFile *file, const PfFileStamp *stamp, const char *name);
 
+/* It was renewed because it changed: if that is not the first time lately, it becomes restless. */
+void pf_file_stir(PfFile *file);
+
+/* It was seen unchanged in one more pass. Whether it is restless no longer, as of now. */
+bool pf_file_rest(PfFile *file);
+
+/* Whether it has to rest before anything of it is looked at. */
+bool pf_file_is_restless(const PfFile *file);
+
 /* 0 or -ENOMEM. size is at most PF_SESSION_MAX_BUILD_ID. */
 int pf_file_set_build_id(PfFile *file, const uint8_t *id, size_t size);
 
-/* Whether the bytes of its pages change without its stamp: then all are hashed in each pass, and
- * those are reported whose digests held still between two. */
+/* Whether the bytes of its pages change without its stamp, as those of volatile classes do: then all are hashed in
+ * each pass, and those are reported whose digests held still between two. */
 bool pf_file_is_volatile(const PfFile *file);
 
 /* It is of a class, and was seen in this pass. */
@@ -110,8 +134,8 @@ void pf_file_leave(PfFile *file, PfPageClass class);
 /* The class that it counts for, the first that it is of; PF_N_CLASSES: of none. */
 PfPageClass pf_file_class(const PfFile *file);
 
-/* What is to be looked at: all of it, or what is mapped where that is its only class. The ranges
- * are normalised and belong to the file, valid until it changes; *n of them. */
+/* What is to be looked at: all of it, or what is mapped where that is its only class, or nothing while it is restless.
+ * The ranges are normalised and belong to the file, valid until it changes; *n of them. */
 const PfPageRange *pf_file_cover(PfFile *file, size_t *n);
 
 /* The page of that number with its digest, or NULL when the digest is not known. */

@@ -4,7 +4,8 @@
 #include "common/log.h"
 #include "guest-agent/agent.h"
 #include "guest-agent/check.h"
-#include "guest-agent/status.h"
+#include "guest-agent/status_server.h"
+#include "guest-agent/status_show.h"
 #include "pagefusion-version.h"
 #include <errno.h>
 #include <getopt.h>
@@ -31,12 +32,25 @@ enum {
 
 typedef enum Action { RUN, DUMP, STATUS, CHECK, VERSION, HELP } Action;
 
+#define BIT(option) (1u << (option))
+
+/* What may stand beside what is asked for, because it changes something. */
+static const unsigned goes_with[] = {
+	[RUN] = BIT(OPTION_CONFIG) | BIT(OPTION_PORT) | BIT(OPTION_INTERVAL) | BIT(OPTION_WAIT) |
+		BIT(OPTION_DEBUG),
+	[DUMP] = BIT(OPTION_DUMP) | BIT(OPTION_CONFIG) | BIT(OPTION_JSON) | BIT(OPTION_DEBUG),
+	[STATUS] = BIT(OPTION_STATUS) | BIT(OPTION_JSON),
+	[CHECK] = BIT(OPTION_CHECK) | BIT(OPTION_CONFIG) | BIT(OPTION_PORT) | BIT(OPTION_JSON) |
+		  BIT(OPTION_DEBUG),
+};
+
 typedef struct Arguments {
 	Action action;
 	const char *config; /* NULL: the one that may be missing */
 	const char *port;
 	unsigned interval_s;
 	bool wait, digests, json;
+	unsigned given; /* options, a bit each */
 } Arguments;
 
 static const char usage[] =
@@ -50,7 +64,7 @@ static const char usage[] =
 	"  --status            show what the agent that runs has found and what it cost\n"
 	"  --check             say whether it can work here, and if not why and what to do\n"
 	"  --dump[=digests]    print what would be reported as JSON, and exit\n"
-	"  --json              write --status or --check as JSON\n"
+	"  --json              write --status or --check as JSON, as --dump always is\n"
 	"  --debug             log more\n"
 	"  --version           print the version\n"
 	"  --help              print this\n"
@@ -92,6 +106,25 @@ static bool misused(const char *what, const char *argument)
 {
 	pf_error("%s%s; see pagefusion-agent --help", what, argument);
 	return false;
+}
+
+/* Nothing is taken that would have no effect. */
+static bool check_options(const Arguments *arguments)
+{
+	unsigned idle = arguments->given & ~goes_with[arguments->action];
+	char name[32];
+
+	for (const struct option *option = options; option->name; option++) {
+		if (!(idle & BIT(option->val)))
+			continue;
+		snprintf(name, sizeof(name), "--%s", option->name);
+		return misused(name, arguments->action == STATUS  ? " has no effect on --status"
+				     : arguments->action == CHECK ? " has no effect on --check"
+				     : arguments->action == DUMP
+					     ? " has no effect on --dump"
+					     : " goes with --status, --check or --dump");
+	}
+	return true;
 }
 
 static bool set_action(Arguments *arguments, Action action)
@@ -148,12 +181,11 @@ static bool parse(Arguments *arguments, int argc, char **argv)
 		}
 		if (!take_option(arguments, option))
 			return false;
+		arguments->given |= BIT(option);
 	}
 	if (optind < argc)
 		return misused("unexpected argument ", argv[optind]);
-	if (arguments->json && arguments->action != STATUS && arguments->action != CHECK)
-		return misused("--json goes with --status or --check", "");
-	return true;
+	return check_options(arguments);
 }
 
 static int print(const char *text)
@@ -161,44 +193,58 @@ static int print(const char *text)
 	return fputs(text, stdout) >= 0 && fflush(stdout) == 0 ? EXIT_SUCCESS : EXIT_FAILURE;
 }
 
-/* A file that is missing is a mistake only when it was named. NULL, or what is wrong. */
-static const char *read_config(PfAgentConfig *config, const Arguments *arguments)
+/* A file that is missing is a mistake only when it was named. */
+static PfConfigChecked read_config(PfAgentConfig *config, const Arguments *arguments)
 {
-	const char *path = arguments->config ? arguments->config : PF_AGENT_CONFIG_FILE;
+	PfConfigChecked checked = {.config = config,
+		.path = arguments->config ? arguments->config : PF_AGENT_CONFIG_FILE};
 	static char message[1024];
 	int r = pf_agent_config_init(config);
 
-	if (r < 0)
-		return strerror(-r);
-	r = pf_agent_config_read(config, path, message, sizeof(message));
-	return r == 0 || (r == -ENOENT && !arguments->config) ? NULL : message;
+	if (r < 0) {
+		checked.wrong = strerror(-r);
+		return checked;
+	}
+	r = pf_agent_config_read(config, checked.path, message, sizeof(message));
+	if (r == -ENOENT && !arguments->config)
+		checked.path = NULL;
+	else if (r < 0)
+		checked.wrong = message;
+	return checked;
 }
 
-static int check(PfAgentConfig *config, const char *wrong, const Arguments *arguments)
+static int check(PfAgentConfig *config, const PfConfigChecked *checked, const Arguments *arguments)
 {
-	if (arguments->port) {
-		free(config->port);
-		config->port = strdup(arguments->port);
+	char *port = arguments->port ? strdup(arguments->port) : NULL;
+
+	if (arguments->port && !port) {
+		pf_error("%s", strerror(ENOMEM));
+		return EXIT_FAILURE;
 	}
-	return pf_check(stdout, config, wrong, arguments->json);
+	if (port) {
+		free(config->port);
+		config->port = port;
+	}
+	return pf_check(stdout, checked, arguments->json);
 }
 
 /* What needs the configuration. */
 static int act(const Arguments *arguments)
 {
 	PfAgentConfig config;
-	const char *wrong = read_config(&config, arguments);
+	const PfConfigChecked checked = read_config(&config, arguments);
 	const PfAgentOptions agent = {.config = &config,
 		.config_path = arguments->config ? arguments->config : PF_AGENT_CONFIG_FILE,
+		.config_named = arguments->config != NULL,
 		.port = arguments->port,
 		.interval_s = arguments->interval_s,
 		.wait = arguments->wait};
 	int status = EXIT_MISUSED;
 
 	if (arguments->action == CHECK)
-		status = check(&config, wrong, arguments);
-	else if (wrong)
-		pf_error("%s", wrong);
+		status = check(&config, &checked, arguments);
+	else if (checked.wrong)
+		pf_error("%s", checked.wrong);
 	else if (arguments->action == DUMP)
 		status = pf_agent_dump(&config, arguments->digests);
 	else

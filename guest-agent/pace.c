@@ -24,11 +24,6 @@
 #define MAX_EARNED_MS  100000 /* so that no product overflows */
 #define ENDED_SHARE    4      /* ends of processes: a quarter of the interval is enough */
 
-static bool is_volatile(PfPageClass class)
-{
-	return class == PF_CLASS_BUFFERS || class == PF_CLASS_KERNEL;
-}
-
 static int64_t earlier(int64_t a, int64_t b)
 {
 	return a < b ? a : b;
@@ -113,7 +108,8 @@ static void want_event_pass(PfPace *pace, int64_t due_ms)
 void pf_pace_lost(PfPace *pace, int64_t now_ms)
 {
 	pace->n_pending = 0;
-	want_event_pass(pace, now_ms + PF_PACE_SECOND_LOOK_MS);
+	pace->ripe_ms = now_ms + PF_PACE_SECOND_LOOK_MS;
+	want_event_pass(pace, pace->ripe_ms);
 }
 
 /* A process that starts one program after the other is looked at for the last one. */
@@ -255,6 +251,13 @@ static void pay(PfPace *pace, PfPaceReason reason, uint64_t cpu_us, int64_t now_
 	}
 }
 
+void pf_pace_begin(PfPace *pace, PfPageClass class, int64_t now_ms)
+{
+	forget_due(pace, class);
+	if (class == PF_CLASS_MAPPED && now_ms < pace->ripe_ms)
+		want_event_pass(pace, pace->ripe_ms);
+}
+
 void pf_pace_done(PfPace *pace, const PfTurn *turn, uint64_t cpu_us, int64_t now_ms)
 {
 	int64_t *due_ms = pace->due_ms[turn->class];
@@ -262,10 +265,21 @@ void pf_pace_done(PfPace *pace, const PfTurn *turn, uint64_t cpu_us, int64_t now
 	pay(pace, turn->reason, cpu_us, now_ms);
 	if (turn->work != PF_WORK_PASS || !pace->on[turn->class])
 		return;
-	forget_due(pace, turn->class);
 	due_ms[PF_PACE_ROUTINE] = now_ms + pace->interval_ms[turn->class];
-	if (pace->n_passes[turn->class]++ == 0 && is_volatile(turn->class))
-		due_ms[PF_PACE_ASKED] = now_ms + PF_PACE_SETTLE_MS;
+	if (pace->n_passes[turn->class]++ == 0 && pf_page_class_is_volatile(turn->class))
+		due_ms[PF_PACE_ASKED] = earlier(due_ms[PF_PACE_ASKED], now_ms + PF_PACE_SETTLE_MS);
+}
+
+void pf_pace_given_up(PfPace *pace, const PfTurn *turn, uint64_t cpu_us, int64_t now_ms)
+{
+	int64_t *due_ms = &pace->due_ms[turn->class][turn->reason];
+
+	pay(pace, turn->reason, cpu_us, now_ms);
+	/* Which processes it has not come to is not known any more. */
+	if (turn->work == PF_WORK_LOOK)
+		pf_pace_lost(pace, now_ms);
+	else if (pace->on[turn->class])
+		*due_ms = earlier(*due_ms, turn->due_ms);
 }
 
 int64_t pf_pace_hashed(PfPace *pace, uint64_t n_pages, int64_t now_ms)

@@ -43,6 +43,7 @@ typedef struct PfPace {
 	int64_t routine_from_ms; /* earlier routine work is paid for then */
 	int64_t event_credit_us; /* of CPU, for work that events cause */
 	int64_t event_ms;
+	int64_t ripe_ms; /* a pass that begins earlier may miss what programs map that were missed */
 
 	int64_t due_ms[PF_N_CLASSES][PF_PACE_N_REASONS];
 	bool on[PF_N_CLASSES];
@@ -80,8 +81,14 @@ PfTurn pf_pace_next(const PfPace *pace, int64_t now_ms);
 /* The processes to be looked at now; room for PF_PACE_MAX_PENDING. */
 size_t pf_pace_take(PfPace *pace, pid_t *pids, int64_t now_ms);
 
-/* A turn was done and took that much CPU time. */
+/* A pass begins, and serves what has been wanted so far. What is wanted while it is made is not its business. */
+void pf_pace_begin(PfPace *pace, PfPageClass class, int64_t now_ms);
+
+/* A turn was done and took that much CPU time; a pass must have begun. */
 void pf_pace_done(PfPace *pace, const PfTurn *turn, uint64_t cpu_us, int64_t now_ms);
+
+/* A turn was given up half-way, and took that much CPU time: it is still to be done. */
+void pf_pace_given_up(PfPace *pace, const PfTurn *turn, uint64_t cpu_us, int64_t now_ms);
 
 /* Pages were hashed. How long to wait before more are: milliseconds, 0: not at all. */
 int64_t pf_pace_hashed(PfPace *pace, uint64_t n_pages, int64_t now_ms);

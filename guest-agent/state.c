@@ -12,6 +12,12 @@
  * A pass that was given up may have collected half of what is mapped of a file. Until the next one has collected it
  * anew, nothing of such a file is withdrawn for lack of a mapping.
  *
+ * A file that changes again and again would be hashed again and again, so it has to rest for a while (file.c) before
+ * anything of it is looked at. It stays in its classes meanwhile, without pages.
+ *
+ * Everybody's files are known, and not more of one owner than are good for the others (owners.c). A file counts for
+ * the owner that it had when it was new or changed last; one that changes hands is not put out for that.
+ *
  * A file that changed loses its digests and is declared again under its id, which withdraws its hints on the host; its
  * pages are then hinted again even where their bytes are the same, because the host drops pages that were written.
  */
@@ -24,19 +30,9 @@
 
 #define FILE_COST_PAGES 8
 
-static int compare_u64(uint64_t a, uint64_t b)
+static int compare_file(const void *a, const void *b)
 {
-	return (a > b) - (a < b);
-}
-
-static int compare_key(const void *a, const void *b)
-{
-	const PfFileKey *x = &((const PfFile *)a)->key, *y = &((const PfFile *)b)->key;
-	int r = compare_u64(x->inode, y->inode);
-
-	if (r == 0)
-		r = compare_u64(x->device, y->device);
-	return r == 0 ? compare_u64(x->source, y->source) : r;
+	return pf_file_key_compare(&((const PfFile *)a)->key, &((const PfFile *)b)->key);
 }
 
 void pf_state_init(PfState *state)
@@ -46,7 +42,8 @@ void pf_state_init(PfState *state)
 
 static void file_free(PfState *state, PfFile *file)
 {
-	tdelete(file, &state->by_key, compare_key);
+	tdelete(file, &state->by_key, compare_file);
+	pf_owners_remove(&state->owners, file->owner);
 	pf_file_free(file);
 }
 
@@ -55,6 +52,7 @@ void pf_state_deinit(PfState *state)
 	for (size_t i = 0; i < state->n; i++)
 		file_free(state, state->files[i]);
 	free(state->files);
+	pf_owners_deinit(&state->owners);
 	*state = (PfState){0};
 }
 
@@ -63,6 +61,7 @@ void pf_state_begin(PfState *state, PfPageClass class, bool complete)
 	state->pass++;
 	state->pass_class = class;
 	state->pass_complete = complete;
+	state->pass_left_out = 0;
 }
 
 static int append_file(PfState *state, PfFile *file)
@@ -76,20 +75,32 @@ static int append_file(PfState *state, PfFile *file)
 		state->files = files;
 		state->capacity = capacity;
 	}
-	if (!tsearch(file, &state->by_key, compare_key))
+	if (!tsearch(file, &state->by_key, compare_file))
 		return -ENOMEM;
+	if (pf_owners_add(&state->owners, file->owner) < 0) {
+		tdelete(file, &state->by_key, compare_file);
+		return -ENOMEM;
+	}
 	state->files[state->n++] = file;
 	return 0;
 }
 
-static int file_new(PfState *state, const PfFileKey *key, const PfFileStamp *stamp,
+static int file_new(PfState *state, const PfFileKey *key, const PfFileStamp *stamp, uid_t owner,
 	const char *name, PfFile **file)
 {
-	PfFile *new = pf_file_new(key);
-	int r = new ? pf_file_renew(new, stamp, name) : -ENOMEM;
+	PfFile *new;
+	int r;
 
-	if (r == 0)
+	if (!pf_owners_have_room(&state->owners, owner)) {
+		state->pass_left_out++;
+		return PF_STATE_E_FULL;
+	}
+	new = pf_file_new(key);
+	r = new ? pf_file_renew(new, stamp, name) : -ENOMEM;
+	if (r == 0) {
+		new->owner = owner;
 		r = append_file(state, new);
+	}
 	if (r < 0)
 		pf_file_free(new);
 	else
@@ -100,19 +111,27 @@ static int file_new(PfState *state, const PfFileKey *key, const PfFileStamp *sta
 static PfFile *find_file(const PfState *state, const PfFileKey *key)
 {
 	PfFile wanted = {.key = *key};
-	PfFile *const *found = tfind(&wanted, &state->by_key, compare_key);
+	PfFile *const *found = tfind(&wanted, &state->by_key, compare_file);
 
 	return found ? *found : NULL;
 }
 
-static bool same_time(struct timespec a, struct timespec b)
+static int file_changed(
+	PfState *state, PfFile *file, const PfFileStamp *stamp, uid_t owner, const char *name)
 {
-	return a.tv_sec == b.tv_sec && a.tv_nsec == b.tv_nsec;
-}
+	int r = pf_owners_add(&state->owners, owner);
 
-static bool same_stamp(const PfFileStamp *a, const PfFileStamp *b)
-{
-	return a->size == b->size && same_time(a->mtime, b->mtime) && same_time(a->ctime, b->ctime);
+	if (r < 0)
+		return r;
+	r = pf_file_renew(file, stamp, name);
+	if (r < 0) {
+		pf_owners_remove(&state->owners, owner);
+		return r;
+	}
+	pf_owners_remove(&state->owners, file->owner);
+	file->owner = owner;
+	pf_file_stir(file);
+	return 0;
 }
 
 /* What it was mapped as before is void when a complete pass sees it first. */
@@ -126,22 +145,26 @@ static void see(PfState *state, PfFile *file)
 	pf_file_join(file, state->pass_class, state->pass);
 }
 
-int pf_state_see(PfState *state, const PfFileKey *key, const PfFileStamp *stamp, const char *name,
-	PfFile **file, bool *fresh)
+int pf_state_see(PfState *state, const PfFileKey *key, const PfFileStamp *stamp, uid_t owner,
+	const char *name, PfFile **file, bool *fresh)
 {
 	PfFile *found = find_file(state, key);
-	int r = 0;
+	bool rested = false;
+	int r = PF_STATE_OK;
 
-	*fresh = !found || !same_stamp(&found->stamp, stamp);
+	*fresh = !found || !pf_file_stamp_equal(&found->stamp, stamp);
 	if (!found)
-		r = file_new(state, key, stamp, name, &found);
+		r = file_new(state, key, stamp, owner, name, &found);
 	else if (*fresh)
-		r = pf_file_renew(found, stamp, name);
-	if (r < 0)
+		r = file_changed(state, found, stamp, owner, name);
+	else if (found->seen[state->pass_class] != state->pass)
+		rested = pf_file_rest(found);
+	if (r != PF_STATE_OK)
 		return r;
+	*fresh = (*fresh || rested) && !pf_file_is_restless(found);
 	see(state, found);
 	*file = found;
-	return 0;
+	return PF_STATE_OK;
 }
 
 /* Digests that are kept for later, in pages. */
@@ -200,6 +223,16 @@ static void close_file(PfFile *file)
 	file->fd = -1;
 }
 
+/* Whether there is something to tell. */
+static bool is_dirty(const PfState *state)
+{
+	for (size_t i = 0; i < state->n; i++) {
+		if (state->files[i]->dirty)
+			return true;
+	}
+	return false;
+}
+
 void pf_state_end(PfState *state)
 {
 	PfPageClass class = state->pass_class;
@@ -214,8 +247,10 @@ void pf_state_end(PfState *state)
 			pf_file_leave(file, class);
 		pf_file_trim(file);
 	}
+	if (state->pass_complete)
+		state->n_left_out[class] = state->pass_left_out;
 	tidy(state);
-	state->scanned = true;
+	state->scanned = state->scanned || state->pass_complete || is_dirty(state);
 	state->complete = true;
 }
 
@@ -238,6 +273,7 @@ void pf_state_drop_class(PfState *state, PfPageClass class)
 		pf_file_leave(state->files[i], class);
 		pf_file_trim(state->files[i]);
 	}
+	state->n_left_out[class] = 0;
 	tidy(state);
 	state->scanned = state->complete;
 }
@@ -254,10 +290,11 @@ void pf_state_forget_told(PfState *state)
 void pf_state_count(const PfState *state, PfStateCount *count)
 {
 	*count = (PfStateCount){0};
+	for (size_t c = 0; c < PF_N_CLASSES; c++)
+		count->n_left_out += state->n_left_out[c];
 	for (size_t i = 0; i < state->n; i++) {
 		const PfFile *file = state->files[i];
 
-		count->n_idle_pages += file->n_idle;
 		count->n_unsteady_pages += file->n - file->n_idle - file->n_reportable;
 		if (file->n_reportable == 0)
 			continue;

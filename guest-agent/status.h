@@ -5,8 +5,6 @@
 #include "guest-agent/state.h"
 #include <stdio.h>
 
-#define PF_AGENT_STATUS_SOCKET "/run/pagefusion-agent/status"
-
 /* Of the last pass of a class. */
 typedef struct PfPassStatus {
 	bool on;                /* in the configuration */
@@ -31,35 +29,11 @@ typedef struct PfAgentStatus {
 	uint64_t n_new_processes; /* looked at for that reason */
 	uint64_t n_hashed;        /* pages */
 	uint64_t n_left_behind;   /* files that did not answer */
+	uint64_t n_left_out;      /* files whose owners have too many, by the last passes */
 	uint64_t cpu_us;          /* of the process, all in all */
 	uint64_t rss_anon_kib, rss_file_kib;
 } PfAgentStatus;
 
-typedef struct PfStatusServer {
-	int fd;    /* listening, nonblocking; owned. -1: none */
-	int spare; /* given up for a moment when the process has no descriptor left; owned */
-	char path[108];
-} PfStatusServer;
-
-/* Listens; makes the directory when it is missing, and takes the place of a socket on which nobody
- * listens. 0 or -errno: then server->fd is -1. */
-int pf_status_server_init(PfStatusServer *server, const char *path);
-void pf_status_server_deinit(PfStatusServer *server); /* removes the socket */
-
-/* Somebody has connected: answers and hangs up. Never waits for the other side. */
-void pf_status_server_answer(PfStatusServer *server, const PfAgentStatus *status);
-
-/* CPU time and memory of this process. */
-void pf_status_measure(PfAgentStatus *status);
-
 /* One JSON object and a newline; lines for people. now is the real time. */
 void pf_status_write_json(FILE *out, const PfAgentStatus *status, time_t now);
 void pf_status_write_text(FILE *out, const PfAgentStatus *status, time_t now);
-
-/* Whether an agent runs that has a socket there: 0; -ENOENT or -ECONNREFUSED when none does; another
- * -errno. */
-int pf_status_probe(const char *path);
-
-/* pagefusion-agent --status: asks the agent that runs and writes its answer, as JSON or for people.
- * An exit status; says on standard error what is wrong. */
-int pf_status_show(FILE *out, const char *path, bool json);

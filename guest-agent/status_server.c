@@ -11,8 +11,9 @@
  * A process without a free descriptor cannot accept(), and the connection would stay and wake it for
  * ever: so one is kept in reserve, and given up for the moment of the answer.
  */
-#include "guest-agent/status.h"
+#include "guest-agent/status_server.h"
 #include "common/log.h"
+#include "guest-agent/status_show.h"
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>

@@ -6,7 +6,8 @@
  */
 #include "common/log.h"
 #include "common/text.h"
-#include "guest-agent/status.h"
+#include "guest-agent/service.h"
+#include "guest-agent/status_show.h"
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -101,19 +102,20 @@ static int explain(const char *path, int error)
 {
 	if (error == -ENOENT || error == -ECONNREFUSED)
 		pf_error(
-			"no agent runs here. See systemctl status pagefusion-agent; when this VM has "
-			"no port to the host, page fusion is to be turned on for it there "
-			"(pagefusionctl modifyvm VM --pagefusion on). pagefusion-agent --check says "
-			"more");
+			"no agent runs here, or it has only just started. What it said last: %s. "
+			"When this VM has no port to the host, page fusion is to be turned on for it "
+			"there (pagefusionctl modifyvm VM --pagefusion on). pagefusion-agent --check "
+			"says more",
+			pf_service_log());
 	else if (error == -EACCES || error == -EPERM)
 		pf_error("only root may ask the agent: run this as root");
 	else if (error == -ETIMEDOUT)
-		pf_error("the agent has not answered within %d s: see journalctl -u "
-			 "pagefusion-agent",
-			PATIENCE_S);
+		pf_error("the agent has not answered within %d s. What it said last: %s",
+			PATIENCE_S, pf_service_log());
 	else if (error == -EBADMSG)
 		pf_error("the agent's answer is not complete, or of another version: ask again, or "
-			 "restart it (systemctl restart pagefusion-agent)");
+			 "restart it (%s)",
+			pf_service_restart());
 	else
 		pf_error("%s: %s", path, strerror(-error));
 	return EXIT_FAILURE;

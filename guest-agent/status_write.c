@@ -6,7 +6,7 @@
  */
 #include "common/text.h"
 #include "guest-agent/config.h"
-#include "guest-agent/dump.h"
+#include "guest-agent/json.h"
 #include "guest-agent/status.h"
 #include "pagefusion-version.h"
 #include <inttypes.h>
@@ -27,7 +27,7 @@ static void write_json_string(FILE *out, const char *name, const char *text)
 
 	pf_text_clean(clean, sizeof(clean), text);
 	fprintf(out, "\"%s\":", name);
-	pf_dump_string(out, clean);
+	pf_json_string(out, clean);
 }
 
 static void write_json_class(FILE *out, const PfPassStatus *pass)
@@ -59,10 +59,11 @@ void pf_status_write_json(FILE *out, const PfAgentStatus *status, time_t now)
 		status->frames_acknowledged);
 	fprintf(out,
 		",\"process_events\":%s,\"new_processes\":%" PRIu64 ",\"hashed_pages\":%" PRIu64
-		",\"left_behind\":%" PRIu64 ",\"cpu_us\":%" PRIu64 ",\"rss_anon_kib\":%" PRIu64
-		",\"rss_file_kib\":%" PRIu64 ",\"classes\":{",
+		",\"left_behind\":%" PRIu64 ",\"left_out\":%" PRIu64 ",\"cpu_us\":%" PRIu64
+		",\"rss_anon_kib\":%" PRIu64 ",\"rss_file_kib\":%" PRIu64 ",\"classes\":{",
 		bool_name(status->process_events), status->n_new_processes, status->n_hashed,
-		status->n_left_behind, status->cpu_us, status->rss_anon_kib, status->rss_file_kib);
+		status->n_left_behind, status->n_left_out, status->cpu_us, status->rss_anon_kib,
+		status->rss_file_kib);
 	for (int i = 0; i < PF_N_CLASSES; i++) {
 		fprintf(out, "%s\"%s\":", i ? "," : "", pf_page_class_name((PfPageClass)i));
 		write_json_class(out, &status->classes[i]);
@@ -172,6 +173,11 @@ static void write_cost(FILE *out, const PfAgentStatus *status, time_t now)
 	if (status->n_left_behind)
 		fprintf(out, " Trouble: %" PRIu64 " files did not answer and were left out\n",
 			status->n_left_behind);
+	if (status->n_left_out)
+		fprintf(out,
+			" Trouble: %" PRIu64
+			" files are left out, as their owners have too many others\n",
+			status->n_left_out);
 }
 
 static void write_class(FILE *out, const char *name, const PfPassStatus *pass, time_t now)

@@ -51,10 +51,21 @@ list_source() {
 
 set_times() { find "$1" -exec touch -hd "@$SOURCE_DATE_EPOCH" {} +; }
 
+# A .deb depends on what the libraries are called where it was made: those of Debian 12 are known to later releases.
+deb_systems() (
+	# shellcheck source=/dev/null
+	. /etc/os-release
+	case $ID-${VERSION_ID-} in
+	debian-12) echo "Debian 12 and later, Ubuntu 24.04 and later" ;;
+	*) echo "$NAME ${VERSION_ID-} and later" ;;
+	esac
+)
+
 copy_source() {
 	mkdir "$work/source"
 	list_source | sort -z | tar -C "$tree" --null -T - -c | tar -C "$work/source" -x --no-same-owner
 	chmod -R u=rwX,go=rX "$work/source"
+	sed -i "s|@deb_systems@|$(deb_systems)|" "$work/source/packaging/iso/README.txt"
 	set_times "$work/source"
 }
 

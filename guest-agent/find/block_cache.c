@@ -12,6 +12,7 @@
  */
 #include "guest-agent/find/block_cache.h"
 #include "common/log.h"
+#include "guest-agent/find/opening.h"
 #include "proto/limits.h"
 #include <errno.h>
 #include <fcntl.h>
@@ -19,7 +20,6 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/ioctl.h>
-#include <sys/stat.h>
 #include <sys/sysmacros.h>
 #include <unistd.h>
 
@@ -59,12 +59,8 @@ static int open_device(const char *name, dev_t device)
 	path_fd = open(path, O_PATH | O_CLOEXEC | O_NOFOLLOW);
 	if (path_fd < 0)
 		return -errno;
-	if (fstat(path_fd, &st) == 0 && S_ISBLK(st.st_mode) && st.st_rdev == device) {
-		snprintf(path, sizeof(path), "/proc/self/fd/%d", path_fd);
-		fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOATIME);
-		if (fd < 0)
-			fd = -errno;
-	}
+	if (fstat(path_fd, &st) == 0 && S_ISBLK(st.st_mode) && st.st_rdev == device)
+		fd = pf_opening_reopen(path_fd, O_NOATIME);
 	close(path_fd);
 	return fd;
 }

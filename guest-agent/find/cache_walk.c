@@ -21,8 +21,8 @@
  * symbolic links), and what was walked already is not walked again: /lib is in /usr today.
  */
 #include "guest-agent/find/cache_walk.h"
+#include "guest-agent/find/opening.h"
 #include "guest-agent/find/residency.h"
-#include "proto/limits.h"
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -31,7 +31,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/resource.h>
-#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -185,29 +184,14 @@ static const Entry *next_entry(Walk *walk, Level *level)
 	return entry;
 }
 
-static bool is_wanted(const struct stat *st)
-{
-	return S_ISREG(st->st_mode) && st->st_size > 0 &&
-	       (uint64_t)st->st_size <= PF_SESSION_MAX_MODULE_PAGES * PF_PAGE_SIZE;
-}
-
-/* Opens for reading what path_fd stands for. -1 on failure. */
-static int reopen(int path_fd)
-{
-	char path[64];
-
-	snprintf(path, sizeof(path), "/proc/self/fd/%d", path_fd);
-	return open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOATIME);
-}
-
 static int open_wanted(int dir, const char *name, struct stat *st)
 {
 	int path_fd = open_cached(dir, name, O_PATH | O_NOFOLLOW, BELOW), fd = -1;
 
 	if (path_fd < 0)
 		return -1;
-	if (fstat(path_fd, st) == 0 && is_wanted(st))
-		fd = reopen(path_fd);
+	if (fstat(path_fd, st) == 0 && pf_opening_is_wanted(st))
+		fd = pf_opening_reopen(path_fd, O_NOATIME);
 	close(path_fd);
 	return fd;
 }
@@ -226,6 +210,7 @@ static int look_at_file(Walk *walk, int dir, const char *name)
 	}
 	found.key = (PfFileKey){PF_SOURCE_FILE, st.st_dev, st.st_ino};
 	found.stamp = (PfFileStamp){st.st_size, st.st_mtim, st.st_ctim};
+	found.owner = st.st_uid;
 	return walk->found(walk->userdata, &found);
 }
 
@@ -275,39 +260,10 @@ static int walk_tree(Walk *walk, int dir)
 	return r;
 }
 
-/* The id of the mount on which fd is, or -1. Asks the kernel only, no file system. */
-static int mount_id(int fd)
-{
-	char path[64], line[64];
-	FILE *info;
-	int id = -1;
-
-	snprintf(path, sizeof(path), "/proc/self/fdinfo/%d", fd);
-	info = fopen(path, "re");
-	if (!info)
-		return -1;
-	while (id < 0 && fgets(line, sizeof(line), info)) {
-		if (sscanf(line, "mnt_id: %d", &id) != 1)
-			id = -1;
-	}
-	fclose(info);
-	return id;
-}
-
-static bool is_within(const char *path, const char *directory)
-{
-	size_t length = strlen(directory);
-
-	if (strcmp(directory, "/") == 0)
-		return true;
-	return strncmp(path, directory, length) == 0 &&
-	       (path[length] == '/' || path[length] == '\0');
-}
-
 static bool is_walked(const Walk *walk, int mount, const char *path)
 {
 	for (size_t i = 0; i < walk->n_roots; i++) {
-		if (walk->roots[i].mount == mount && is_within(path, walk->roots[i].path))
+		if (walk->roots[i].mount == mount && pf_mounts_is_within(path, walk->roots[i].path))
 			return true;
 	}
 	return false;
@@ -344,11 +300,11 @@ static bool path_of(int fd, char path[PATH_MAX])
 /* The tree below fd, without what is mounted in it; path is where it leads to, or empty when that was walked before. */
 static int walk_root(Walk *walk, int fd, char path[PATH_MAX])
 {
-	int id = mount_id(fd), r;
+	int id = pf_mounts_id(fd), r;
 	const PfMount *mount = pf_mounts_find(walk->mounts, id);
 
 	path[0] = '\0';
-	if (!mount || !mount->local || !path_of(fd, path))
+	if (!mount || mount->kind != PF_FS_LOCAL || !path_of(fd, path))
 		return 0;
 	if (is_walked(walk, id, path)) {
 		path[0] = '\0';
@@ -363,10 +319,10 @@ static int walk_root(Walk *walk, int fd, char path[PATH_MAX])
 static void use_link(const Walk *walk, const char *name)
 {
 	int fd = open_cached(AT_FDCWD, name, O_PATH | O_NOFOLLOW, NO_MAGICLINKS);
-	const PfMount *mount = fd < 0 ? NULL : pf_mounts_find(walk->mounts, mount_id(fd));
+	const PfMount *mount = fd < 0 ? NULL : pf_mounts_find(walk->mounts, pf_mounts_id(fd));
 	char target[PATH_MAX];
 
-	if (mount && mount->local)
+	if (mount && mount->kind == PF_FS_LOCAL)
 		(void)!readlinkat(fd, "", target, sizeof(target));
 	if (fd >= 0)
 		close(fd);
@@ -404,7 +360,8 @@ static int walk_path_and_mounts(Walk *walk, const char *name)
 
 	mounts = pf_mounts_all(walk->mounts, &n);
 	for (size_t i = 0; i < n && r == 0 && top[0]; i++) {
-		if (mounts[i].local && !mounts[i].again && is_within(mounts[i].point, top))
+		if (mounts[i].kind == PF_FS_LOCAL && !mounts[i].again &&
+			pf_mounts_is_within(mounts[i].point, top))
 			r = walk_path(walk, mounts[i].point, path);
 	}
 	return r;

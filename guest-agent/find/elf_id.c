@@ -26,52 +26,74 @@
 #define MAX_NOTES_SIZE      (16 * 1024)
 #define NATIVE_ORDER        (__BYTE_ORDER == __LITTLE_ENDIAN ? ELFDATA2LSB : ELFDATA2MSB)
 
-/* Copies the pages from the start of the file that are in memory; gives their size in bytes. */
-static size_t copy_start(int fd, char *image)
+typedef struct Image {
+	char *bytes; /* owned */
+	size_t size;
+	uint64_t file_size;
+	const char *broken; /* why the file is not sound, or NULL */
+} Image;
+
+/* Copies the pages from the start of the file that are in memory. */
+static void copy_start(int fd, Image *image)
 {
 	uint8_t resident[MAX_IMAGE_PAGES];
 	PfWindow window;
 	struct stat st;
-	size_t size = 0;
 
 	if (fstat(fd, &st) < 0 || pf_window_open(&window, fd, 0, MAX_IMAGE_PAGES, resident) < 0)
-		return 0;
+		return;
 	for (size_t i = 0; i < MAX_IMAGE_PAGES && resident[i] & 1; i++) {
-		if (pf_guard_copy(image + size, window.bytes + size, PF_PAGE_SIZE) < 0)
+		if (pf_guard_copy(image->bytes + image->size, window.bytes + image->size,
+			    PF_PAGE_SIZE) < 0)
 			break;
-		size += PF_PAGE_SIZE;
+		image->size += PF_PAGE_SIZE;
 	}
 	pf_window_close(&window);
-	return (uint64_t)st.st_size < size ? (size_t)st.st_size : size;
+	image->file_size = (uint64_t)st.st_size;
+	if (image->file_size < image->size)
+		image->size = (size_t)image->file_size;
 }
 
-static bool sound_count(uint64_t phnum)
+/* Of a file that may be run or loaded; others (core dumps, objects) may well have none or too many headers. */
+static bool is_program(const Image *image)
 {
-	return phnum > 0 && phnum <= MAX_PROGRAM_HEADERS;
+	const Elf64_Ehdr *header =
+		(const Elf64_Ehdr *)image->bytes; /* as that of 32 bits until there */
+
+	return header->e_type == ET_EXEC || header->e_type == ET_DYN;
+}
+
+static bool check_headers(Image *image, uint64_t offset, uint64_t phnum, size_t phentsize)
+{
+	if (phnum == 0 || phnum > MAX_PROGRAM_HEADERS)
+		image->broken = "it has no program headers, or too many";
+	else if (offset > image->file_size || phnum * phentsize > image->file_size - offset)
+		image->broken = "it ends before its program headers do";
+	return !image->broken;
 }
 
 /* Whether libelf may look at the image, from which the section headers are taken out. */
-static bool make_sound(char *image, size_t size)
+static bool make_sound(Image *image)
 {
-	Elf32_Ehdr *e32 = (Elf32_Ehdr *)image;
-	Elf64_Ehdr *e64 = (Elf64_Ehdr *)image;
+	Elf32_Ehdr *e32 = (Elf32_Ehdr *)image->bytes;
+	Elf64_Ehdr *e64 = (Elf64_Ehdr *)image->bytes;
 
-	if (size < sizeof(*e32) || memcmp(e32->e_ident, ELFMAG, SELFMAG) != 0 ||
+	if (image->size < sizeof(*e32) || memcmp(e32->e_ident, ELFMAG, SELFMAG) != 0 ||
 		e32->e_ident[EI_DATA] != NATIVE_ORDER)
 		return false;
 	if (e32->e_ident[EI_CLASS] == ELFCLASS32) {
 		e32->e_shoff = 0;
 		e32->e_shnum = e32->e_shstrndx = 0;
-		return sound_count(e32->e_phnum);
+		return check_headers(image, e32->e_phoff, e32->e_phnum, sizeof(Elf32_Phdr));
 	}
-	if (size < sizeof(*e64) || e64->e_ident[EI_CLASS] != ELFCLASS64)
+	if (image->size < sizeof(*e64) || e64->e_ident[EI_CLASS] != ELFCLASS64)
 		return false;
 	e64->e_shoff = 0;
 	e64->e_shnum = e64->e_shstrndx = 0;
-	return sound_count(e64->e_phnum);
+	return check_headers(image, e64->e_phoff, e64->e_phnum, sizeof(Elf64_Phdr));
 }
 
-static size_t find_in_notes(Elf_Data *notes, uint8_t id[PF_SESSION_MAX_BUILD_ID])
+static size_t find_in_notes(Image *image, Elf_Data *notes, uint8_t id[PF_SESSION_MAX_BUILD_ID])
 {
 	size_t offset = 0, name, desc, next;
 	GElf_Nhdr note;
@@ -81,17 +103,36 @@ static size_t find_in_notes(Elf_Data *notes, uint8_t id[PF_SESSION_MAX_BUILD_ID]
 
 		if (note.n_type == NT_GNU_BUILD_ID && note.n_namesz == sizeof(ELF_NOTE_GNU) &&
 			memcmp(bytes + name, ELF_NOTE_GNU, sizeof(ELF_NOTE_GNU)) == 0) {
-			if (note.n_descsz > PF_SESSION_MAX_BUILD_ID)
-				return 0;
-			memcpy(id, bytes + desc, note.n_descsz);
-			return note.n_descsz;
+			if (note.n_descsz <= PF_SESSION_MAX_BUILD_ID) {
+				memcpy(id, bytes + desc, note.n_descsz);
+				return note.n_descsz;
+			}
+			image->broken = "its build-id is too long";
+			return 0;
 		}
 		offset = next;
 	}
+	if (offset < notes->d_size && notes->d_size - offset >= sizeof(Elf64_Nhdr))
+		image->broken = "a note of it is longer than all its notes";
 	return 0;
 }
 
-static size_t find_in_segments(Elf *elf, size_t image_size, uint8_t id[PF_SESSION_MAX_BUILD_ID])
+/* The segment's notes, when they are sound and in the image, or NULL. */
+static Elf_Data *get_notes(Image *image, Elf *elf, const GElf_Phdr *header)
+{
+	if (header->p_offset > image->file_size ||
+		header->p_filesz > image->file_size - header->p_offset)
+		image->broken = "it ends before its notes do";
+	else if (header->p_filesz > MAX_NOTES_SIZE)
+		image->broken = "its notes are too long";
+	else if (header->p_offset <= image->size &&
+		 header->p_filesz <= image->size - header->p_offset)
+		return elf_getdata_rawchunk(elf, (int64_t)header->p_offset, header->p_filesz,
+			header->p_align == 8 ? ELF_T_NHDR8 : ELF_T_NHDR);
+	return NULL;
+}
+
+static size_t find_in_segments(Image *image, Elf *elf, uint8_t id[PF_SESSION_MAX_BUILD_ID])
 {
 	size_t n_headers, size = 0;
 	GElf_Phdr header;
@@ -103,40 +144,40 @@ static size_t find_in_segments(Elf *elf, size_t image_size, uint8_t id[PF_SESSIO
 
 		if (!gelf_getphdr(elf, (int)i, &header))
 			return 0;
-		if (header.p_type != PT_NOTE || header.p_offset > image_size ||
-			header.p_filesz > MAX_NOTES_SIZE ||
-			header.p_filesz > image_size - header.p_offset)
-			continue;
-		notes = elf_getdata_rawchunk(elf, (int64_t)header.p_offset, header.p_filesz,
-			header.p_align == 8 ? ELF_T_NHDR8 : ELF_T_NHDR);
+		notes = header.p_type == PT_NOTE ? get_notes(image, elf, &header) : NULL;
 		if (notes)
-			size = find_in_notes(notes, id);
+			size = find_in_notes(image, notes, id);
 	}
 	return size;
 }
 
-static size_t find_in_image(char *image, size_t image_size, uint8_t id[PF_SESSION_MAX_BUILD_ID])
+static size_t find_in_image(Image *image, uint8_t id[PF_SESSION_MAX_BUILD_ID])
 {
 	size_t size = 0;
 	Elf *elf;
 
-	if (!make_sound(image, image_size) || elf_version(EV_CURRENT) == EV_NONE)
+	if (!make_sound(image) || elf_version(EV_CURRENT) == EV_NONE)
 		return 0;
-	elf = elf_memory(image, image_size);
+	elf = elf_memory(image->bytes, image->size);
 	if (elf) {
-		size = find_in_segments(elf, image_size, id);
+		size = find_in_segments(image, elf, id);
 		elf_end(elf);
 	}
 	return size;
 }
 
-size_t pf_elf_id_read(int fd, uint8_t id[PF_SESSION_MAX_BUILD_ID])
+size_t pf_elf_id_read(int fd, uint8_t id[PF_SESSION_MAX_BUILD_ID], const char **broken)
 {
-	char *image = malloc(MAX_IMAGE_PAGES * PF_PAGE_SIZE);
+	Image image = {.bytes = malloc(MAX_IMAGE_PAGES * PF_PAGE_SIZE)};
 	size_t size = 0;
 
-	if (image)
-		size = find_in_image(image, copy_start(fd, image), id);
-	free(image);
+	*broken = NULL;
+	if (image.bytes) {
+		copy_start(fd, &image);
+		size = find_in_image(&image, id);
+	}
+	if (size == 0 && image.broken && is_program(&image))
+		*broken = image.broken;
+	free(image.bytes);
 	return size;
 }

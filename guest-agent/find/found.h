@@ -6,6 +6,7 @@
 typedef struct PfFound {
 	PfFileKey key;
 	PfFileStamp stamp;
+	uid_t owner;      /* root of what is no file */
 	const char *name; /* last component; not owned */
 	int fd;           /* open for reading; consumed by the callback */
 } PfFound;

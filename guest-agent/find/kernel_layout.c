@@ -102,7 +102,7 @@ int pf_kcore_find(int kcore, const PfGuestRange *range, PfKcoreSegment *segment)
 			return -EINVAL;
 		r = read_exactly(kcore, &found, sizeof(found), header.e_phoff + i * sizeof(found));
 		if (r == 0 && holds(&found, range)) {
-			*segment = (PfKcoreSegment){found.p_paddr, found.p_offset, found.p_filesz};
+			*segment = (PfKcoreSegment){found.p_paddr, found.p_offset};
 			return 0;
 		}
 	}

@@ -16,7 +16,7 @@ typedef struct PfKernelLayout {
 
 /* A stretch of physical memory in /proc/kcore, in bytes. */
 typedef struct PfKcoreSegment {
-	uint64_t physical, offset, size;
+	uint64_t physical, offset;
 } PfKcoreSegment;
 
 /* Code and read-only data out of the text of /proc/iomem. 0; -EPERM when it hides its addresses; -ENOENT. */

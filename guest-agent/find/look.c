@@ -87,6 +87,11 @@ static void looker_free(PfLooker *looker)
 	free(looker);
 }
 
+static void discard(PfJob *job)
+{
+	pf_look_free((PfLook *)job);
+}
+
 int pf_look_new(PfLook **look)
 {
 	PfLook *l = calloc(1, sizeof(*l));
@@ -94,7 +99,7 @@ int pf_look_new(PfLook **look)
 
 	if (!l)
 		return -ENOMEM;
-	l->job.discard = pf_look_discard;
+	l->job.discard = discard;
 	l->fd = -1;
 	l->looker = calloc(1, sizeof(*l->looker));
 	if (l->looker)
@@ -117,11 +122,6 @@ void pf_look_free(PfLook *look)
 	free(look);
 }
 
-void pf_look_discard(PfJob *job)
-{
-	pf_look_free((PfLook *)job);
-}
-
 void pf_look_seek(PfJob *job)
 {
 	PfLook *look = (PfLook *)job;
@@ -135,20 +135,35 @@ void pf_look_seek(PfJob *job)
 	look->n_pages = rest < PF_LOOK_PAGES ? (size_t)rest : PF_LOOK_PAGES;
 }
 
-/* What cannot be read does not get into the page table, and so has no frame number. */
-static void touch(PfLooker *looker, const PfWindow *window)
+/* A page that the file still has: then its medium failed, or the memory that it is in. */
+static bool is_within(int fd, uint64_t file_page)
 {
+	struct stat st;
+
+	return fstat(fd, &st) == 0 &&
+	       (S_ISBLK(st.st_mode) || (uint64_t)st.st_size > file_page * PF_PAGE_SIZE);
+}
+
+/* What cannot be read does not get into the page table, and so has no frame number. */
+static void touch(PfLook *look, const PfWindow *window)
+{
+	PfLooker *looker = look->looker;
+
 	for (size_t i = 0; i < window->n_pages; i++) {
-		if (looker->resident[i] & 1)
-			(void)pf_guard_copy(looker->page, window->bytes + i * PF_PAGE_SIZE, 1);
+		const uint8_t *bytes = window->bytes + i * PF_PAGE_SIZE;
+
+		if (looker->resident[i] & 1 && pf_guard_copy(looker->page, bytes, 1) < 0)
+			look->n_unreadable += is_within(look->fd, look->first + i);
 	}
 }
 
 /* 0, 1 when the page could not be read, or a fatal -errno. */
-static int hash(PfLook *look, const uint8_t *bytes, PfDigest *digest)
+static int hash(PfLook *look, uint64_t file_page, const uint8_t *bytes, PfDigest *digest)
 {
-	if (pf_guard_copy(look->looker->page, bytes, PF_PAGE_SIZE) < 0)
+	if (pf_guard_copy(look->looker->page, bytes, PF_PAGE_SIZE) < 0) {
+		look->n_unreadable += is_within(look->fd, file_page);
 		return 1;
+	}
 	look->n_hashed++;
 	return pf_hasher_page(look->looker->hasher, look->looker->page, digest);
 }
@@ -165,7 +180,8 @@ static int observe(PfLook *look, const PfWindow *window)
 		if (!page->gfn.v || !pf_ram_contains(&look->ram, page->gfn))
 			continue;
 		r = look->known[i] ? 0
-				   : hash(look, window->bytes + i * PF_PAGE_SIZE, &page->digest);
+				   : hash(look, page->file_page, window->bytes + i * PF_PAGE_SIZE,
+					     &page->digest);
 		if (r == 0)
 			look->n++;
 	}
@@ -198,7 +214,7 @@ static int look_at(PfLook *look, const PfWindow *window)
 {
 	int r;
 
-	touch(look->looker, window);
+	touch(look, window);
 	r = read_pagemap(look->looker, window->bytes, window->n_pages);
 	if (r == 0)
 		r = observe(look, window);
@@ -213,9 +229,10 @@ void pf_look_at_window(PfJob *job)
 
 	look->n = 0;
 	look->n_hashed = 0;
+	look->n_unreadable = 0;
 	r = pf_window_open(&window, look->fd, look->first, look->n_pages, look->looker->resident);
 	if (r < 0) {
-		look->result = r == -ENOMEM ? r : PF_LOOK_E_FILE;
+		look->result = PF_LOOK_E_FILE;
 		return;
 	}
 	look->result = look_at(look, &window);

@@ -27,8 +27,9 @@ typedef struct PfLook {
 	PfObserved observed[PF_LOOK_PAGES]; /* what was found; without digest what was known */
 	size_t n;
 	uint64_t n_hashed;
-	int result;       /* PF_LOOK_OK, PF_LOOK_E_FILE or a fatal -errno */
-	PfLooker *looker; /* owned */
+	uint64_t n_unreadable; /* pages of the window that are within the file and raise SIGBUS */
+	int result;            /* PF_LOOK_OK, PF_LOOK_E_FILE or a fatal -errno */
+	PfLooker *looker;      /* owned */
 } PfLook;
 
 /* 0; -EPERM when the kernel does not tell page frame numbers; another -errno. */
@@ -41,6 +42,3 @@ void pf_look_seek(PfJob *job);
 
 /* Job: finds the resident pages of the window. */
 void pf_look_at_window(PfJob *job);
-
-/* Job of nobody. */
-void pf_look_discard(PfJob *job);

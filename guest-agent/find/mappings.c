@@ -28,9 +28,16 @@
 #define LINES_A_STEP 4096 /* a process can have 100,000 mappings */
 
 /* A file as maps names it. */
-typedef struct Met {
-	uint32_t major, minor;
+typedef struct MapsName {
 	uint64_t inode, path_hash;
+	uint32_t major, minor;
+} MapsName;
+
+_Static_assert(sizeof(MapsName) == 24, "names are compared as bytes");
+
+typedef struct Met {
+	MapsName name;
+	PfPlace place;
 	PfFile *file;  /* the state's; NULL when it is not one for us */
 	char *shut_at; /* owned: where it can be opened again, or NULL */
 } Met;
@@ -42,6 +49,7 @@ struct PfMappings {
 	Met **mets; /* owned, in the order in which they were met */
 	size_t n, capacity;
 	size_t n_open, max_open;
+	size_t n_asked; /* how often somebody was asked who may have taken a while */
 	bool refused;
 };
 
@@ -57,30 +65,21 @@ PfMappings *pf_mappings_new(PfState *state, PfReach *reach, size_t max_open)
 	return mappings;
 }
 
-static int compare_u64(uint64_t a, uint64_t b)
-{
-	return (a > b) - (a < b);
-}
-
 static int compare_met(const void *a, const void *b)
 {
 	const Met *x = a, *y = b;
-	int r = compare_u64(x->inode, y->inode);
 
-	if (r == 0)
-		r = compare_u64(x->path_hash, y->path_hash);
-	if (r == 0)
-		r = compare_u64(
-			(uint64_t)x->major << 32 | x->minor, (uint64_t)y->major << 32 | y->minor);
-	return r;
+	return memcmp(&x->name, &y->name, sizeof(x->name));
 }
 
 /* A file that was not visited is open still. */
-static void shut(PfMappings *mappings, PfFile *file)
+static void shut(PfMappings *mappings, const Met *met)
 {
+	PfFile *file = met->file;
+
 	if (file->fd < 0)
 		return;
-	pf_reach_close(mappings->reach, file->key.device, file->fd);
+	pf_reach_close(mappings->reach, &met->place, file->fd);
 	file->fd = -1;
 	mappings->n_open--;
 }
@@ -94,7 +93,7 @@ void pf_mappings_free(PfMappings *mappings)
 
 		tdelete(met, &mappings->tree, compare_met);
 		if (met->file)
-			shut(mappings, met->file);
+			shut(mappings, met);
 		free(met->shut_at);
 		free(met);
 	}
@@ -166,7 +165,7 @@ static int keep(PfMappings *mappings, Met *met, int fd, const char *path)
 		mappings->n_open++;
 		return 0;
 	}
-	pf_reach_close(mappings->reach, file->key.device, fd);
+	pf_reach_close(mappings->reach, &met->place, fd);
 	if (file->fd >= 0)
 		return 0;
 	met->shut_at = strdup(path);
@@ -177,14 +176,14 @@ static int keep(PfMappings *mappings, Met *met, int fd, const char *path)
 static int see_file(PfMappings *mappings, Met *met, const PfFound *found, const char *path)
 {
 	bool fresh;
-	int r = pf_state_see(
-		mappings->state, &found->key, &found->stamp, found->name, &met->file, &fresh);
+	int r = pf_state_see(mappings->state, &found->key, &found->stamp, found->owner, found->name,
+		&met->file, &fresh);
 
-	if (r == 0 && fresh)
-		r = pf_reach_identify(mappings->reach, met->file, found->fd);
-	if (r < 0) {
-		pf_reach_close(mappings->reach, found->key.device, found->fd);
-		return r;
+	if (r == PF_STATE_OK && fresh)
+		r = pf_reach_identify(mappings->reach, &met->place, met->file, found->fd);
+	if (r != 0) {
+		pf_reach_close(mappings->reach, &met->place, found->fd);
+		return r == PF_STATE_E_FULL ? 0 : r;
 	}
 	return keep(mappings, met, found->fd, path);
 }
@@ -196,32 +195,32 @@ static int see_file(PfMappings *mappings, Met *met, const PfFound *found, const 
 static int open_mapped(
 	PfMappings *mappings, pid_t pid, const PfMapsEntry *entry, Met *met, bool *again)
 {
-	const char *name = pf_maps_name(entry);
 	PfFound found;
 	char path[96];
 	int r;
 
+	*again = true;
+	if (!pf_reach_place(mappings->reach, pid, makedev(entry->major, entry->minor), entry->path,
+		    &met->place))
+		return 0;
 	snprintf(path, sizeof(path), "/proc/%d/map_files/%" PRIx64 "-%" PRIx64, (int)pid,
 		entry->start, entry->end);
-	r = pf_reach_open(mappings->reach, makedev(entry->major, entry->minor), path, name, &found);
+	r = pf_reach_open(mappings->reach, &met->place, path, entry->path, &found);
+	mappings->n_asked += !met->place.local;
 	if (r == PF_REACH_OK) {
-		found.name = name;
+		found.name = pf_maps_name(entry);
+		*again = false;
 		return see_file(mappings, met, &found, path);
 	}
 	mappings->refused |= r == -EPERM || r == -EACCES;
-	*again = r < 0;
+	*again = r != PF_REACH_E_UNWANTED && r != PF_REACH_E_SILENT;
 	return r == -ENOMEM ? r : 0;
 }
 
 /* The file of an entry, opened when it is met first in this pass; NULL when it is not one for us. */
 static int meet(PfMappings *mappings, pid_t pid, const PfMapsEntry *entry, PfFile **file)
 {
-	Met key = {
-		.major = entry->major,
-		.minor = entry->minor,
-		.inode = entry->inode,
-		.path_hash = hash_path(entry->path),
-	};
+	Met key = {.name = {entry->inode, hash_path(entry->path), entry->major, entry->minor}};
 	Met *const *found = tfind(&key, &mappings->tree, compare_met);
 	bool again = false;
 	int r;
@@ -265,8 +264,9 @@ int pf_mappings_add(PfMappings *mappings, pid_t pid, PfStep step, void *userdata
 		return errno == ENOMEM ? -ENOMEM : 0;
 	while (r == 0 && getline(&line, &capacity, maps) > 0) {
 		r = add_line(mappings, pid, line);
-		if (r == 0 && step && ++n % LINES_A_STEP == 0)
+		if (r == 0 && step && (++n % LINES_A_STEP == 0 || mappings->n_asked > 0))
 			r = step(userdata, 0);
+		mappings->n_asked = 0;
 	}
 	free(line);
 	fclose(maps);
@@ -294,17 +294,16 @@ int pf_mappings_add_all(PfMappings *mappings, PfStep step, void *userdata)
 
 static bool same_file(const PfFile *file, const PfFound *found)
 {
-	return found->key.source == file->key.source && found->key.device == file->key.device &&
-	       found->key.inode == file->key.inode &&
-	       memcmp(&found->stamp, &file->stamp, sizeof(found->stamp)) == 0;
+	return pf_file_key_compare(&found->key, &file->key) == 0 &&
+	       pf_file_stamp_equal(&found->stamp, &file->stamp);
 }
 
 /* Opens what was closed for lack of room; what is gone by now, or is another, is left as it was. */
-static int reopen(PfMappings *mappings, const Met *met)
+static int reopen(PfMappings *mappings, Met *met)
 {
 	PfFile *file = met->file;
 	PfFound found;
-	int r = pf_reach_open(mappings->reach, file->key.device, met->shut_at, file->name, &found);
+	int r = pf_reach_open(mappings->reach, &met->place, met->shut_at, file->name, &found);
 
 	if (r != PF_REACH_OK)
 		return r == -ENOMEM ? r : 0;
@@ -312,7 +311,7 @@ static int reopen(PfMappings *mappings, const Met *met)
 		file->fd = found.fd;
 		mappings->n_open++;
 	} else {
-		pf_reach_close(mappings->reach, found.key.device, found.fd);
+		pf_reach_close(mappings->reach, &met->place, found.fd);
 	}
 	return 0;
 }
@@ -323,15 +322,16 @@ int pf_mappings_visit(PfMappings *mappings, PfVisitor *visitor, const PfRam *ram
 	int r = 0;
 
 	for (size_t i = 0; i < mappings->n && r == 0; i++) {
-		const Met *met = mappings->mets[i];
+		Met *met = mappings->mets[i];
 		PfFile *file = met->file;
 
 		if (file && file->fd < 0 && met->shut_at)
 			r = reopen(mappings, met);
 		if (r < 0 || !file || file->fd < 0)
 			continue;
-		r = pf_reach_visit(mappings->reach, visitor, file, file->fd, ram, step, userdata);
-		shut(mappings, file);
+		r = pf_reach_visit(
+			mappings->reach, &met->place, visitor, file, file->fd, ram, step, userdata);
+		shut(mappings, met);
 		++*n_files;
 		if (r == PF_REACH_E_SILENT)
 			r = 0;

@@ -9,9 +9,12 @@
  * nothing is concluded from a source: a file system that lies on one block device has the device's own number, and
  * where that has the major number 0 the kernel made the number up.
  *
- * Local is what is on the list of file systems that keep their files on a disk or in memory of this guest. Everything
- * else may be served by somebody who never answers: file systems of the network, those in user space, and overlays,
- * whose layers may be either. The kernel's own, such as proc, hold no files that anybody could share.
+ * Local is what is on the list of file systems that keep their files on a disk or in memory of this guest: they answer.
+ * Remote are those of a network or of the host, which only root mounts. An overlay is as its layers are, which its
+ * options name and the table places: by the longest mount point that a layer's path begins with, as text, because to
+ * look at a path would be to ask whoever serves it. All others are never asked anything: FUSE, behind which any user
+ * may be, whatever a user namespace has made beside local ones, and the kernel's own, such as proc, that hold no files
+ * which anybody could share.
  */
 #include "guest-agent/find/mounts.h"
 #include <errno.h>
@@ -21,32 +24,46 @@
 #include <string.h>
 #include <sys/sysmacros.h>
 
+#define MAX_DEPTH 3 /* of overlays on overlays; each layer of each is looked up */
+
 struct PfMounts {
 	FILE *file;     /* /proc/self/mountinfo */
 	bool stale;     /* it has changed and could not be read */
 	PfMount *items; /* owned */
-	size_t n, capacity;
+	size_t n, capacity, max;
 };
 
-static bool is_local_type(const char *type)
+static bool is_one_of(const char *type, const char *const *types)
 {
-	static const char *const types[] = {"bcachefs", "btrfs", "cramfs", "erofs", "exfat", "ext2",
+	while (*types && strcmp(type, *types) != 0)
+		types++;
+	return *types != NULL;
+}
+
+static PfFsKind kind_of(const char *type)
+{
+	static const char *const local[] = {"bcachefs", "btrfs", "cramfs", "erofs", "exfat", "ext2",
 		"ext3", "ext4", "f2fs", "hfs", "hfsplus", "iso9660", "jfs", "minix", "msdos",
 		"nilfs2", "ntfs", "ntfs3", "ramfs", "reiserfs", "rootfs", "romfs", "squashfs",
-		"tmpfs", "ubifs", "udf", "ufs", "vfat", "xfs", "zfs"};
+		"tmpfs", "ubifs", "udf", "ufs", "vfat", "xfs", "zfs", NULL};
+	static const char *const remote[] = {"9p", "afs", "ceph", "cifs", "coda", "gfs2", "gpfs",
+		"lustre", "ncpfs", "nfs", "nfs4", "ocfs2", "orangefs", "smb3", "smbfs", "vboxsf",
+		"virtiofs", NULL};
 
-	for (size_t i = 0; i < sizeof(types) / sizeof(types[0]); i++) {
-		if (strcmp(type, types[i]) == 0)
-			return true;
-	}
-	return false;
+	if (is_one_of(type, local))
+		return PF_FS_LOCAL;
+	if (is_one_of(type, remote))
+		return PF_FS_REMOTE;
+	if (strcmp(type, "overlay") == 0)
+		return PF_FS_OVERLAY;
+	return strncmp(type, "fuse", 4) == 0 ? PF_FS_ANYBODYS : PF_FS_OTHER;
 }
 
 static void mount_deinit(PfMount *mount)
 {
-	free(mount->type);
 	free(mount->root);
 	free(mount->point);
+	free(mount->options);
 }
 
 static void clear(PfMounts *mounts)
@@ -108,7 +125,7 @@ static bool read_number(
 /* A line in pieces, inside the line. */
 typedef struct Line {
 	unsigned id, major, minor;
-	char *root, *point, *type;
+	char *root, *point, *type, *options;
 } Line;
 
 static bool split(char *text, Line *line)
@@ -129,6 +146,8 @@ static bool split(char *text, Line *line)
 		field = next_field(&text);
 	} while (field && strcmp(field, "-") != 0);
 	line->type = field ? next_field(&text) : NULL;
+	/* The source may be empty. */
+	line->options = line->type && strsep(&text, " \n") ? next_field(&text) : NULL;
 	return line->type != NULL;
 }
 
@@ -139,8 +158,12 @@ static bool split(char *text, Line *line)
 #endif
 static int add(PfMounts *mounts, const Line *line)
 {
+	PfFsKind kind = kind_of(line->type);
+	const char *options = kind == PF_FS_OVERLAY && line->options ? line->options : "";
 	PfMount *mount;
 
+	if (mounts->max && mounts->n == mounts->max)
+		return -E2BIG;
 	if (mounts->n == mounts->capacity) {
 		size_t capacity = mounts->capacity ? mounts->capacity * 2 : 32;
 		PfMount *items = reallocarray(mounts->items, capacity, sizeof(*items));
@@ -153,17 +176,16 @@ static int add(PfMounts *mounts, const Line *line)
 	mount = &mounts->items[mounts->n];
 	*mount = (PfMount){.id = (int)line->id,
 		.device = makedev(line->major, line->minor),
-		.type = strdup(line->type),
 		.root = strdup(line->root),
-		.point = strdup(line->point)};
+		.point = strdup(line->point),
+		.options = strdup(options),
+		.kind = kind};
 	mounts->n++;
-	if (!mount->type || !mount->root || !mount->point)
+	if (!mount->root || !mount->point || !mount->options)
 		return -ENOMEM;
-	unescape(mount->type);
 	unescape(mount->root);
 	unescape(mount->point);
 	mount->block = line->major ? mount->device : 0;
-	mount->local = is_local_type(mount->type);
 	mount->line = (unsigned)mounts->n;
 	return 0;
 }
@@ -211,7 +233,7 @@ static void replace(PfMounts *mounts, PfMounts *table)
 
 int pf_mounts_parse(PfMounts *mounts, FILE *mountinfo)
 {
-	PfMounts table = {0};
+	PfMounts table = {.max = mounts->max};
 	char *text = NULL;
 	size_t size = 0;
 	int r = 0;
@@ -248,12 +270,18 @@ static int read_table(PfMounts *mounts)
 
 int pf_mounts_new(PfMounts **mounts)
 {
+	return pf_mounts_new_of(mounts, "/proc/self/mountinfo", 0);
+}
+
+int pf_mounts_new_of(PfMounts **mounts, const char *mountinfo, size_t max)
+{
 	PfMounts *m = calloc(1, sizeof(*m));
 	int r;
 
 	if (!m)
 		return -ENOMEM;
-	m->file = fopen("/proc/self/mountinfo", "re");
+	m->max = max;
+	m->file = fopen(mountinfo, "re");
 	r = m->file ? read_table(m) : -errno;
 	if (r < 0) {
 		pf_mounts_free(m);
@@ -299,11 +327,156 @@ const PfMount *pf_mounts_find(const PfMounts *mounts, int id)
 	return NULL;
 }
 
-bool pf_mounts_is_local(const PfMounts *mounts, dev_t device)
+int pf_mounts_id(int fd)
 {
-	const PfMount key = {.device = device}, *mount = NULL;
+	char path[64], line[64];
+	FILE *info;
+	int id = -1;
 
-	if (mounts->n > 0)
-		mount = bsearch(&key, mounts->items, mounts->n, sizeof(key), compare_device);
-	return mount && mount->local;
+	snprintf(path, sizeof(path), "/proc/self/fdinfo/%d", fd);
+	info = fopen(path, "re");
+	if (!info)
+		return -1;
+	while (id < 0 && fgets(line, sizeof(line), info)) {
+		if (sscanf(line, "mnt_id: %d", &id) != 1)
+			id = -1;
+	}
+	fclose(info);
+	return id;
+}
+
+const PfMount *pf_mounts_find_device(const PfMounts *mounts, dev_t device)
+{
+	const PfMount key = {.device = device};
+
+	if (mounts->n == 0)
+		return NULL;
+	return bsearch(&key, mounts->items, mounts->n, sizeof(key), compare_device);
+}
+
+/* --- overlays --- */
+
+bool pf_mounts_is_within(const char *path, const char *directory)
+{
+	size_t length = strlen(directory);
+
+	if (strcmp(directory, "/") == 0)
+		return path[0] == '/';
+	return strncmp(path, directory, length) == 0 &&
+	       (path[length] == '/' || path[length] == '\0');
+}
+
+/* The mount that a path leads to as far as its text says, or NULL. */
+static const PfMount *mount_of_path(const PfMounts *mounts, const char *path)
+{
+	const PfMount *best = NULL;
+	size_t best_length = 0;
+
+	for (size_t i = 0; i < mounts->n; i++) {
+		const PfMount *mount = &mounts->items[i];
+		size_t length = strlen(mount->point);
+
+		if (!pf_mounts_is_within(path, mount->point) || length < best_length)
+			continue;
+		/* What was mounted last at the same place hides the others. */
+		if (best && length == best_length && mount->line < best->line)
+			continue;
+		best = mount;
+		best_length = length;
+	}
+	return best;
+}
+
+static PfFsKind worse(PfFsKind a, PfFsKind b)
+{
+	return a > b ? a : b;
+}
+
+static PfFsKind judge(const PfMounts *mounts, const PfMount *mount, unsigned depth);
+
+static PfFsKind judge_path(const PfMounts *mounts, const char *path, unsigned depth)
+{
+	const PfMount *mount = NULL;
+
+	if (path[0] == '/' && !strstr(path, "/.."))
+		mount = mount_of_path(mounts, path);
+	return mount ? judge(mounts, mount, depth + 1) : PF_FS_ANYBODYS;
+}
+
+/* The next of several paths with colons between them, ended with a 0 and without its backslashes. */
+static char *next_path(char **rest)
+{
+	char *path = *rest, *in = path, *out = path;
+
+	while (*in && *in != ':') {
+		if (in[0] == '\\' && in[1])
+			in++;
+		*out++ = *in++;
+	}
+	*rest = *in ? in + 1 : NULL;
+	*out = '\0';
+	return path;
+}
+
+/* Empty ones are the second colon before layers of data. */
+static PfFsKind judge_paths(const PfMounts *mounts, char *paths, unsigned depth)
+{
+	PfFsKind kind = PF_FS_LOCAL;
+
+	while (paths) {
+		const char *path = next_path(&paths);
+
+		if (*path)
+			kind = worse(kind, judge_path(mounts, path, depth));
+	}
+	return kind;
+}
+
+/* An option of an overlay; *n counts the layers. */
+static PfFsKind judge_option(const PfMounts *mounts, char *option, unsigned depth, size_t *n)
+{
+	char *value = strchr(option, '=');
+
+	if (!value)
+		return PF_FS_LOCAL;
+	*value++ = '\0';
+	unescape(value);
+	if (strcmp(option, "lowerdir") == 0) {
+		++*n;
+		return judge_paths(mounts, value, depth);
+	}
+	if (strcmp(option, "lowerdir+") == 0 || strcmp(option, "datadir+") == 0 ||
+		strcmp(option, "upperdir") == 0) {
+		++*n;
+		return judge_path(mounts, value, depth);
+	}
+	return PF_FS_LOCAL;
+}
+
+static PfFsKind judge_overlay(const PfMounts *mounts, const PfMount *overlay, unsigned depth)
+{
+	char *options = strdup(overlay->options), *rest = options, *option;
+	PfFsKind kind = PF_FS_LOCAL;
+	size_t n = 0;
+
+	if (!options)
+		return PF_FS_ANYBODYS;
+	while ((option = strsep(&rest, ",")))
+		kind = worse(kind, judge_option(mounts, option, depth, &n));
+	free(options);
+	return n > 0 && kind <= PF_FS_REMOTE ? kind : PF_FS_ANYBODYS;
+}
+
+static PfFsKind judge(const PfMounts *mounts, const PfMount *mount, unsigned depth)
+{
+	if (mount->kind != PF_FS_OVERLAY)
+		return mount->kind;
+	return depth < MAX_DEPTH ? judge_overlay(mounts, mount, depth) : PF_FS_ANYBODYS;
+}
+
+PfFsKind pf_mounts_judge(const PfMounts *mounts, const PfMount *mount, bool by_root)
+{
+	if (!by_root && (mount->kind == PF_FS_REMOTE || mount->kind == PF_FS_OVERLAY))
+		return PF_FS_ANYBODYS;
+	return judge(mounts, mount, 0);
 }

@@ -21,7 +21,6 @@
 
 /* Newer than the headers that this is built with may be. */
 #define NR_CACHESTAT     451 /* on all architectures */
-#define FUSE_MAGIC       0x65735546u
 #define AUFS_MAGIC       0x61756673u
 #define OVERLAY_FS_MAGIC 0x794c7630u
 
@@ -61,7 +60,7 @@ static bool keeps_own_pages(int fd)
 	switch ((uint32_t)fs.f_type) {
 	case OVERLAY_FS_MAGIC:
 	case AUFS_MAGIC:
-	case FUSE_MAGIC:
+	case FUSE_SUPER_MAGIC:
 		return false;
 	default:
 		return true;

@@ -24,6 +24,7 @@
 #define TIMEOUT_MS     3000 /* of a file that may never answer */
 #define SPARE_FILES    64   /* open at the same time beside those of a pass */
 #define MIN_OPEN_FILES 16
+#define MAX_OPEN_FILES 1024 /* with the spare ones */
 
 struct PfScanner {
 	PfState *state; /* not owned */
@@ -50,14 +51,14 @@ static uint64_t clock_us(clockid_t clock)
 	return (uint64_t)now.tv_sec * 1000000 + (uint64_t)now.tv_nsec / 1000;
 }
 
-/* Files stay open from the walk to their visit, so the usual limit of 1024 can be too low. */
+/* Files stay open from the walk to their visit; what is open holds its file system. */
 static size_t raise_file_limit(void)
 {
 	struct rlimit limit;
 
 	if (getrlimit(RLIMIT_NOFILE, &limit) < 0)
 		return MIN_OPEN_FILES;
-	limit.rlim_cur = limit.rlim_max;
+	limit.rlim_cur = limit.rlim_max < MAX_OPEN_FILES ? limit.rlim_max : MAX_OPEN_FILES;
 	if (setrlimit(RLIMIT_NOFILE, &limit) < 0)
 		pf_debug("cannot raise the limit of open files: %s", strerror(errno));
 	if (getrlimit(RLIMIT_NOFILE, &limit) < 0 || limit.rlim_cur < SPARE_FILES + MIN_OPEN_FILES)
@@ -122,6 +123,11 @@ uint64_t pf_scanner_left_behind(const PfScanner *scanner)
 	return pf_reach_left_behind(scanner->reach);
 }
 
+uint64_t pf_scanner_left_alone(const PfScanner *scanner)
+{
+	return pf_reach_left_alone(scanner->reach);
+}
+
 /* The walks' and visits' step. Whatever ours returns gives the pass up, and is no error of theirs. */
 static int forward_step(void *userdata, uint64_t n_hashed)
 {
@@ -172,19 +178,25 @@ static int look_at(PfScanner *scanner, const pid_t *pids, size_t n)
 
 static int see(PfScanner *scanner, const PfFound *found, PfFile **file, bool *fresh)
 {
-	return pf_state_see(scanner->state, &found->key, &found->stamp, found->name, file, fresh);
+	return pf_state_see(
+		scanner->state, &found->key, &found->stamp, found->owner, found->name, file, fresh);
 }
 
 /* A file in the page cache, or a block device; a device has no build-id. */
 static int visit_found(void *userdata, const PfFound *found)
 {
+	const PfPlace place = {.device = found->key.device, .local = true};
 	PfScanner *scanner = userdata;
 	PfFile *file;
 	bool fresh;
 	int r = see(scanner, found, &file, &fresh);
 
-	if (r == 0 && fresh && found->key.source == PF_SOURCE_FILE)
-		r = pf_reach_identify(scanner->reach, file, found->fd);
+	if (r == PF_STATE_E_FULL) {
+		close(found->fd);
+		return 0;
+	}
+	if (r == PF_STATE_OK && fresh && found->key.source == PF_SOURCE_FILE)
+		r = pf_reach_identify(scanner->reach, &place, file, found->fd);
 	if (r == 0) {
 		scanner->stats->n_files++;
 		/* Both come from file systems of this guest, which answer. */
@@ -266,6 +278,7 @@ static int end(PfScanner *scanner, int r)
 {
 	PfScanStats *stats = scanner->stats;
 
+	pf_reach_end(scanner->reach);
 	if (r == 0)
 		pf_state_end(scanner->state);
 	else

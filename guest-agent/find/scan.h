@@ -38,3 +38,6 @@ const char *pf_scanner_impossible(PfScanner *scanner, PfPageClass class);
 
 /* Files that did not answer and were left behind, all in all. */
 uint64_t pf_scanner_left_behind(const PfScanner *scanner);
+
+/* Mappings of files that a user may be serving, which are left alone, all in all. */
+uint64_t pf_scanner_left_alone(const PfScanner *scanner);

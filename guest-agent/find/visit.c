@@ -12,6 +12,7 @@
 #include "guest-agent/find/visit.h"
 #include "guest-agent/find/look.h"
 #include "guest-agent/find/opening.h"
+#include "guest-agent/find/trouble.h"
 #include <errno.h>
 #include <fcntl.h>
 #include <stdlib.h>
@@ -19,6 +20,7 @@
 
 struct PfVisitor {
 	PfLook *look; /* owned; NULL after one was left behind */
+	PfTrouble trouble;
 };
 
 int pf_visitor_new(PfVisitor **visitor)
@@ -99,6 +101,8 @@ static int visit_window(
 		r = run(visitor, worker, pf_look_at_window);
 		if (r != 0)
 			return r;
+		if (look->n_unreadable > 0)
+			pf_trouble_unreadable(&visitor->trouble, file->key.device, file->name);
 		fill_in_known(look, file);
 	}
 	*first = look->first + look->n_pages;
@@ -115,7 +119,7 @@ static int begin(PfVisitor *visitor, PfWorker *worker, int fd, const PfRam *ram)
 	if (!visitor->look)
 		r = pf_look_new(&visitor->look);
 	if (r < 0)
-		return r;
+		return r == -ENOMEM ? r : PF_LOOK_E_FILE;
 	if (worker)
 		fd = fcntl(fd, F_DUPFD_CLOEXEC, 0);
 	if (fd < 0)

@@ -45,6 +45,7 @@ struct PfWorker {
 	Board *board;
 	Hand *hand; /* NULL: none, or it was left behind */
 	int timeout_ms;
+	int64_t waited_us; /* for all its jobs */
 };
 
 static Board *board_new(void)
@@ -185,11 +186,19 @@ static int take_on(PfWorker *worker)
 	r = start_thread(hand);
 	if (r < 0) {
 		free(hand);
-		return r;
+		return -EBUSY;
 	}
 	worker->board->n_users++;
 	worker->hand = hand;
 	return 0;
+}
+
+static int64_t now_us(void)
+{
+	struct timespec t;
+
+	clock_gettime(CLOCK_MONOTONIC, &t);
+	return (int64_t)t.tv_sec * 1000000 + t.tv_nsec / 1000;
 }
 
 static struct timespec deadline_in(int timeout_ms)
@@ -231,6 +240,7 @@ static int hand_over(PfWorker *worker, PfJob *job)
 int pf_worker_run(PfWorker *worker, PfJob *job)
 {
 	Board *board = worker->board;
+	int64_t began_us = now_us();
 	int r = 0;
 
 	pthread_mutex_lock(&board->lock);
@@ -241,6 +251,7 @@ int pf_worker_run(PfWorker *worker, PfJob *job)
 	if (r == 0)
 		r = hand_over(worker, job);
 	pthread_mutex_unlock(&board->lock);
+	worker->waited_us += now_us() - began_us;
 	return r;
 }
 
@@ -252,4 +263,9 @@ size_t pf_worker_left(const PfWorker *worker)
 	n = worker->board->n_left;
 	pthread_mutex_unlock(&worker->board->lock);
 	return n;
+}
+
+int64_t pf_worker_waited_us(const PfWorker *worker)
+{
+	return worker->waited_us;
 }

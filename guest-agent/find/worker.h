@@ -3,6 +3,7 @@
 /* Runs what may never come back (a file whose server is gone) in another thread, with a deadline. */
 #include <stdbool.h>
 #include <stddef.h>
+#include <stdint.h>
 
 typedef struct PfWorker PfWorker;
 
@@ -22,10 +23,13 @@ void pf_worker_free(PfWorker *worker);
 
 /*
  * Runs a job; the caller waits. 0: it has run, and is the caller's as before. -ETIMEDOUT: it has
- * not come back in time and is the worker's now, to be discarded. -EBUSY: too many are left behind,
- * it was not begun. Another -errno: no thread could be started, it was not begun.
+ * not come back in time and is the worker's now, to be discarded. -EBUSY: too many are left behind, or
+ * no thread could be started; it was not begun. -ENOMEM: nor then.
  */
 int pf_worker_run(PfWorker *worker, PfJob *job);
 
 /* Jobs that are left behind now. */
 size_t pf_worker_left(const PfWorker *worker);
+
+/* How long jobs were waited for, all in all. */
+int64_t pf_worker_waited_us(const PfWorker *worker);

@@ -11,7 +11,6 @@
 #include "guest-agent/tell/channel.h"
 #include <errno.h>
 #include <fcntl.h>
-#include <time.h>
 #include <unistd.h>
 
 #define RETRY_MS      1000
@@ -19,14 +18,6 @@
 #define MINUTE_MS     60000
 #define READ_SIZE     4096
 #define MAX_TRANSFERS 32 /* reads or writes in a row before others have a turn */
-
-static int64_t now_ms(void)
-{
-	struct timespec now;
-
-	clock_gettime(CLOCK_MONOTONIC, &now);
-	return (int64_t)now.tv_sec * 1000 + now.tv_nsec / 1000000;
-}
 
 int pf_channel_open(const char *path)
 {
@@ -47,7 +38,7 @@ void pf_channel_deinit(PfChannel *channel)
 	channel->fd = -1;
 }
 
-int pf_channel_prepare(PfChannel *channel, struct pollfd *poll, int *timeout_ms)
+int pf_channel_prepare(PfChannel *channel, struct pollfd *poll, int *timeout_ms, int64_t now_ms)
 {
 	const uint8_t *data;
 	size_t size;
@@ -55,7 +46,7 @@ int pf_channel_prepare(PfChannel *channel, struct pollfd *poll, int *timeout_ms)
 
 	*poll = (struct pollfd){.fd = -1};
 	if (!channel->connected) {
-		int retry_ms = now_ms() - channel->lost_ms < MINUTE_MS ? RETRY_MS : LATER_MS;
+		int retry_ms = now_ms - channel->lost_ms < MINUTE_MS ? RETRY_MS : LATER_MS;
 
 		if (*timeout_ms < 0 || *timeout_ms > retry_ms)
 			*timeout_ms = retry_ms;
@@ -69,22 +60,22 @@ int pf_channel_prepare(PfChannel *channel, struct pollfd *poll, int *timeout_ms)
 	return 0;
 }
 
-static void lose(PfChannel *channel)
+static void lose(PfChannel *channel, int64_t now_ms)
 {
 	channel->connected = false;
-	channel->lost_ms = now_ms();
+	channel->lost_ms = now_ms;
 	pf_conversation_lost(channel->conversation);
 }
 
 /* Whether a call that failed may be tried again later; a closed end is a state and no error. */
-static bool harmless(PfChannel *channel, int error)
+static bool harmless(PfChannel *channel, int error, int64_t now_ms)
 {
 	if (error == EPIPE || error == ECONNRESET)
-		lose(channel);
+		lose(channel, now_ms);
 	return error == EAGAIN || error == EINTR || error == EPIPE || error == ECONNRESET;
 }
 
-static int receive(PfChannel *channel)
+static int receive(PfChannel *channel, int64_t now_ms)
 {
 	uint8_t buffer[READ_SIZE];
 
@@ -93,19 +84,19 @@ static int receive(PfChannel *channel)
 		int r;
 
 		if (n < 0)
-			return harmless(channel, errno) ? 0 : -errno;
+			return harmless(channel, errno, now_ms) ? 0 : -errno;
 		if (n == 0) {
-			lose(channel);
+			lose(channel, now_ms);
 			return 0;
 		}
-		r = pf_conversation_feed(channel->conversation, buffer, (size_t)n);
+		r = pf_conversation_feed(channel->conversation, buffer, (size_t)n, now_ms);
 		if (r < 0)
 			return r;
 	}
 	return 0;
 }
 
-static int transmit(PfChannel *channel)
+static int transmit(PfChannel *channel, int64_t now_ms)
 {
 	for (int i = 0; i < MAX_TRANSFERS; i++) {
 		const uint8_t *data;
@@ -117,7 +108,7 @@ static int transmit(PfChannel *channel)
 			return r;
 		n = write(channel->fd, data, size);
 		if (n < 0)
-			return harmless(channel, errno) ? 0 : -errno;
+			return harmless(channel, errno, now_ms) ? 0 : -errno;
 		pf_conversation_sent(channel->conversation, (size_t)n);
 	}
 	return 0;
@@ -135,7 +126,7 @@ static int look_for_host(PfChannel *channel)
 	return 0;
 }
 
-int pf_channel_dispatch(PfChannel *channel, const struct pollfd *poll)
+int pf_channel_dispatch(PfChannel *channel, const struct pollfd *poll, int64_t now_ms)
 {
 	int r = 0;
 
@@ -144,10 +135,10 @@ int pf_channel_dispatch(PfChannel *channel, const struct pollfd *poll)
 	if (poll->revents & POLLNVAL)
 		return -EBADF;
 	if (poll->revents & POLLIN)
-		r = receive(channel);
+		r = receive(channel, now_ms);
 	if (r == 0 && channel->connected && (poll->revents & (POLLHUP | POLLERR)))
-		lose(channel);
+		lose(channel, now_ms);
 	if (r == 0 && channel->connected && (poll->revents & POLLOUT))
-		r = transmit(channel);
+		r = transmit(channel, now_ms);
 	return r;
 }

@@ -8,6 +8,9 @@
  * when a new hello comes: the host's reader is in its middle. It counts for the session it belongs
  * to.
  *
+ * A host in a fault, or in a fight with another one, may say hello thousands of times a second, each of which would
+ * begin everything anew. So of those that came in one read only the last counts, and only one a minute is said aloud.
+ *
  * Who sends a knock is waiting for a hello; a hello that comes by itself makes it needless.
  */
 #include "guest-agent/tell/conversation.h"
@@ -19,6 +22,8 @@
 #include <inttypes.h>
 #include <stdlib.h>
 
+#define SAY_MS 60000 /* at least between two sessions that are said */
+
 struct PfConversation {
 	PfState *state;       /* not owned */
 	const PfFacts *facts; /* not owned */
@@ -29,6 +34,8 @@ struct PfConversation {
 	uint32_t window;
 	uint64_t n_sessions, bytes_sent;
 	uint64_t sent, acknowledged; /* frames of this session */
+	int64_t say_ms;              /* until then a session is not said */
+	bool said;                   /* a session was, and its end was not */
 	bool hello_due;
 	bool knock_due;
 	bool flush_due;
@@ -93,7 +100,18 @@ void pf_conversation_restart(PfConversation *conversation)
 	pf_conversation_knock(conversation, false);
 }
 
-static void start_session(PfConversation *conversation, const PfHostMessage *hello)
+static void say_session(PfConversation *conversation, int64_t now_ms)
+{
+	bool aloud = now_ms >= conversation->say_ms;
+
+	pf_log(aloud ? PF_LOG_INFO : PF_LOG_DEBUG, "the host has opened a session");
+	if (!aloud)
+		return;
+	conversation->said = true;
+	conversation->say_ms = now_ms + SAY_MS;
+}
+
+static void start_session(PfConversation *conversation, const PfHostMessage *hello, int64_t now_ms)
 {
 	if (!conversation->out_begun)
 		drop_output(conversation);
@@ -106,7 +124,7 @@ static void start_session(PfConversation *conversation, const PfHostMessage *hel
 	conversation->acknowledged = 0;
 	conversation->hello_due = true;
 	pf_state_forget_told(conversation->state);
-	pf_info("the host has opened a session");
+	say_session(conversation, now_ms);
 }
 
 static void take_ack(PfConversation *conversation, const PfHostMessage *ack)
@@ -117,12 +135,32 @@ static void take_ack(PfConversation *conversation, const PfHostMessage *ack)
 		conversation->acknowledged = ack->frames;
 }
 
-int pf_conversation_feed(PfConversation *conversation, const uint8_t *data, size_t size)
+/* The frames that have come in so far. The last hello among them is the caller's. */
+static void take_frames(PfConversation *conversation, PfHostMessage *hello)
+{
+	const uint8_t *payload;
+	size_t size;
+
+	while (pf_frame_reader_next(&conversation->reader, &payload, &size) == PF_FRAME_OK) {
+		PfHostMessage message;
+
+		pf_host_message_parse(payload, size, &message);
+		if (message.kind == PF_HOST_MESSAGE_HELLO)
+			*hello = message;
+		else if (message.kind == PF_HOST_MESSAGE_ACK)
+			take_ack(conversation, &message);
+		else
+			pf_debug("a frame that is no message was ignored");
+	}
+}
+
+int pf_conversation_feed(
+	PfConversation *conversation, const uint8_t *data, size_t size, int64_t now_ms)
 {
 	PfFrameReader *reader = &conversation->reader;
+	PfHostMessage hello = {.kind = PF_HOST_MESSAGE_INVALID};
 
 	while (size > 0) {
-		const uint8_t *payload;
 		size_t room;
 		uint8_t *buffer;
 		int r = pf_frame_reader_reserve(reader, &buffer, &room);
@@ -135,18 +173,10 @@ int pf_conversation_feed(PfConversation *conversation, const uint8_t *data, size
 		pf_frame_reader_commit(reader, room);
 		data += room;
 		size -= room;
-		while (pf_frame_reader_next(reader, &payload, &room) == PF_FRAME_OK) {
-			PfHostMessage message;
-
-			pf_host_message_parse(payload, room, &message);
-			if (message.kind == PF_HOST_MESSAGE_HELLO)
-				start_session(conversation, &message);
-			else if (message.kind == PF_HOST_MESSAGE_ACK)
-				take_ack(conversation, &message);
-			else
-				pf_debug("a frame that is no message was ignored");
-		}
+		take_frames(conversation, &hello);
 	}
+	if (hello.kind == PF_HOST_MESSAGE_HELLO)
+		start_session(conversation, &hello, now_ms);
 	return 0;
 }
 
@@ -216,7 +246,9 @@ void pf_conversation_sent(PfConversation *conversation, size_t n)
 void pf_conversation_lost(PfConversation *conversation)
 {
 	if (conversation->session_id != 0)
-		pf_info("the host has closed the channel");
+		pf_log(conversation->said ? PF_LOG_INFO : PF_LOG_DEBUG,
+			"the host has closed the channel");
+	conversation->said = false;
 	drop_output(conversation);
 	pf_frame_reader_reset(&conversation->reader);
 	conversation->session_id = 0;

@@ -28,8 +28,10 @@ void pf_conversation_knock(PfConversation *conversation, bool flush);
 /* What only our hello says has changed: ends the session that stands, and asks for a new one. */
 void pf_conversation_restart(PfConversation *conversation);
 
-/* Bytes came from the host. 0 or -ENOMEM. */
-int pf_conversation_feed(PfConversation *conversation, const uint8_t *data, size_t size);
+/* Bytes came from the host, in one read; of several hellos in them the last one counts. now_ms is of any clock, the
+ * same in all calls. 0 or -ENOMEM. */
+int pf_conversation_feed(
+	PfConversation *conversation, const uint8_t *data, size_t size, int64_t now_ms);
 
 /*
  * Bytes to send now: *size of them, 0 when there are none or the window is used up. Valid until the

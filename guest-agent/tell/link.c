@@ -11,7 +11,8 @@
 #include "common/log.h"
 #include "guest-agent/tell/port.h"
 #include <errno.h>
-#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
 
 #define FIRST_KNOCK_MS 2000
 #define NEXT_KNOCK_MS  30000
@@ -19,15 +20,20 @@
 #define LOOK_MS        5000
 #define SILENCE_MS     30000 /* a host that takes nothing for so long does not hear us */
 
-void pf_link_init(PfLink *link, const char *wanted, bool wait, PfConversation *conversation)
+int pf_link_init(PfLink *link, const char *wanted, bool wait, PfConversation *conversation)
 {
-	*link = (PfLink){
-		.wanted = wanted, .wait = wait, .conversation = conversation, .channel.fd = -1};
+	*link = (PfLink){.wait = wait,
+		.conversation = conversation,
+		.channel.fd = -1,
+		.found = PF_PORT_NAME};
+	return pf_link_want(link, wanted);
 }
 
 void pf_link_deinit(PfLink *link)
 {
 	pf_channel_deinit(&link->channel);
+	free(link->wanted);
+	link->wanted = NULL;
 }
 
 static void close_port(PfLink *link)
@@ -38,12 +44,30 @@ static void close_port(PfLink *link)
 	pf_channel_deinit(&link->channel);
 }
 
-void pf_link_want(PfLink *link, const char *wanted)
+static bool same_port(const char *a, const char *b)
 {
-	link->wanted = wanted;
+	return a == b || (a && b && strcmp(a, b) == 0);
+}
+
+int pf_link_want(PfLink *link, const char *wanted)
+{
+	char *copy = NULL;
+
+	if (same_port(link->wanted, wanted))
+		return 0;
+	if (wanted && !(copy = strdup(wanted)))
+		return -ENOMEM;
 	close_port(link);
+	free(link->wanted);
+	link->wanted = copy;
 	link->missed = false;
 	link->next_look_ms = 0;
+	return 0;
+}
+
+const char *pf_link_path(const PfLink *link)
+{
+	return link->wanted ? link->wanted : link->found;
 }
 
 void pf_link_expect_hello(PfLink *link, int64_t now_ms)
@@ -54,13 +78,11 @@ void pf_link_expect_hello(PfLink *link, int64_t now_ms)
 
 static int open_port(PfLink *link)
 {
-	char path[sizeof(link->path)];
-	const char *wanted = link->wanted;
-
-	if (!wanted && pf_port_find(path, sizeof(path)) == 0)
-		wanted = path;
-	snprintf(link->path, sizeof(link->path), "%s", wanted ? wanted : PF_PORT_NAME);
-	return wanted ? pf_channel_open(link->path) : -ENOENT;
+	if (!link->wanted && pf_port_find(link->found, sizeof(link->found)) < 0) {
+		strcpy(link->found, PF_PORT_NAME);
+		return -ENOENT;
+	}
+	return pf_channel_open(pf_link_path(link));
 }
 
 static void miss_port(PfLink *link, int error, int64_t now_ms)
@@ -72,12 +94,12 @@ static void miss_port(PfLink *link, int error, int64_t now_ms)
 	if (error == -EBUSY)
 		pf_warning("virtio-serial port %s is in use: waiting for the other "
 			   "pagefusion-agent to end",
-			link->path);
+			pf_link_path(link));
 	else
 		pf_info("waiting for virtio-serial port %s, which is there when page fusion is "
 			"turned on for this VM on the host (pagefusionctl modifyvm VM "
 			"--pagefusion on)",
-			link->path);
+			pf_link_path(link));
 }
 
 static int look_for_port(PfLink *link, int64_t now_ms)
@@ -91,7 +113,7 @@ static int look_for_port(PfLink *link, int64_t now_ms)
 		return 0;
 	}
 	if (link->missed)
-		pf_info("virtio-serial port %s is there", link->path);
+		pf_info("virtio-serial port %s is there", pf_link_path(link));
 	link->missed = false;
 	pf_channel_init(&link->channel, fd, link->conversation);
 	pf_conversation_knock(link->conversation, false);
@@ -123,10 +145,12 @@ int64_t pf_link_due_ms(const PfLink *link)
 	return waits_for_hello(link) ? link->next_knock_ms : INT64_MAX;
 }
 
-int pf_link_prepare(PfLink *link, struct pollfd *poll, int *timeout_ms)
+int pf_link_prepare(PfLink *link, struct pollfd *poll, int *timeout_ms, int64_t now_ms)
 {
 	*poll = (struct pollfd){.fd = -1};
-	return link->channel.fd < 0 ? 0 : pf_channel_prepare(&link->channel, poll, timeout_ms);
+	if (link->channel.fd < 0)
+		return 0;
+	return pf_channel_prepare(&link->channel, poll, timeout_ms, now_ms);
 }
 
 int pf_link_dispatch(PfLink *link, const struct pollfd *poll, int64_t now_ms)
@@ -136,7 +160,7 @@ int pf_link_dispatch(PfLink *link, const struct pollfd *poll, int64_t now_ms)
 
 	if (link->channel.fd < 0)
 		return 0;
-	r = pf_channel_dispatch(&link->channel, poll);
+	r = pf_channel_dispatch(&link->channel, poll, now_ms);
 	if (r == -ENODEV && link->wait) {
 		close_port(link);
 		miss_port(link, r, now_ms);
@@ -159,9 +183,11 @@ bool pf_link_heard(PfLink *link, int64_t now_ms)
 	if (!pf_conversation_active(link->conversation))
 		return false;
 	pf_conversation_count(link->conversation, &count);
-	if (!count.waiting || count.frames_acknowledged != link->acknowledged ||
+	/* Silence begins with what waits, not with the last question. */
+	if (!count.waiting || !link->waited || count.frames_acknowledged != link->acknowledged ||
 		count.bytes_sent != link->bytes_sent)
 		link->heard_ms = now_ms;
+	link->waited = count.waiting;
 	link->acknowledged = count.frames_acknowledged;
 	link->bytes_sent = count.bytes_sent;
 	return now_ms - link->heard_ms < SILENCE_MS;

@@ -7,8 +7,9 @@
  *
  * Calls of libvirt, virDomainGetName() too, forget its last error: what is said with an error is asked for before.
  *
- * root in the guests will execute what is in the image, so it has to belong to root here; and libvirt is told not to give
- * it to QEMU's user (additions_edit.c), who has to be able to read it, therefore.
+ * root in the guests will execute what is in the image, so it has to belong to root here, and so have the directories by
+ * which it is found: a definition names it, and it is opened again at each start. libvirt is told not to give it to QEMU's
+ * user (additions_edit.c), who has to be able to read it, therefore.
  */
 #include "host-service/broker/additions.h"
 #include "host-service/broker/additions_edit.h"
@@ -31,6 +32,38 @@ static gboolean refuse_iso(GError **error, const char *path, const char *what)
 	return FALSE;
 }
 
+static gboolean others_can_write(const struct stat *status)
+{
+	/* In a sticky directory everybody has his own files only. */
+	gboolean is_sticky = S_ISDIR(status->st_mode) && status->st_mode & S_ISVTX;
+
+	return (status->st_uid != 0 && status->st_uid != geteuid()) ||
+	       (status->st_mode & (S_IWGRP | S_IWOTH) && !is_sticky);
+}
+
+static gboolean others_can_replace(const char *path)
+{
+	g_autofree char *way = g_strdup(path);
+	struct stat status;
+
+	for (char *slash; (slash = strrchr(way, '/'));) {
+		*slash = 0;
+		if (stat(*way ? way : "/", &status) < 0 || others_can_write(&status))
+			return TRUE;
+	}
+	return FALSE;
+}
+
+/* As it is named, and as it is when the symbolic links are followed. */
+static gboolean is_in_safe_place(const char *path)
+{
+	char *followed = realpath(path, NULL);
+	gboolean safe = followed && !others_can_replace(path) && !others_can_replace(followed);
+
+	free(followed);
+	return safe;
+}
+
 static gboolean check_open_iso(int fd, const char *path, GError **error)
 {
 	char magic[sizeof(ISO9660_MAGIC) - 1];
@@ -40,11 +73,14 @@ static gboolean check_open_iso(int fd, const char *path, GError **error)
 		return refuse_iso(error, path,
 			"is no file: name the image with the guest additions (additions-iso in "
 			"pagefusiond.conf)");
-	if ((status.st_uid != 0 && status.st_uid != geteuid()) ||
-		(status.st_mode & (S_IWGRP | S_IWOTH)))
+	if (others_can_write(&status))
 		return refuse_iso(error, path,
 			"can be written by others than root, and root in a guest would execute "
 			"what is in it: chown root and chmod go-w it");
+	if (!is_in_safe_place(path))
+		return refuse_iso(error, path,
+			"is in a directory that others than root can write to, and root in a guest "
+			"would execute what they put there: copy it to /usr/share/pagefusion");
 	if (!(status.st_mode & S_IROTH))
 		return refuse_iso(error, path, "cannot be read by QEMU: chmod o+r it");
 	if (pread(fd, magic, sizeof(magic), ISO9660_MAGIC_AT) != sizeof(magic) ||
@@ -95,6 +131,15 @@ static PfDomainXml *read_xml(virDomainPtr handle, unsigned flags, GError **error
 	return xml;
 }
 
+/* The first drive is the one that is spoken of. */
+static void add_change(PfAdditionsChange *change, const PfAdditionsChange *more)
+{
+	if (!change->drive[0])
+		memcpy(change->drive, more->drive, sizeof(change->drive));
+	change->changed |= more->changed;
+	change->of_drive |= more->of_drive;
+}
+
 static gboolean change_definition(virDomainPtr handle, const char *iso, gboolean insert,
 	PfAdditionsChange *change, GError **error)
 {
@@ -112,10 +157,7 @@ static gboolean change_definition(virDomainPtr handle, const char *iso, gboolean
 	}
 	if (here.changed && !pf_broker_define(handle, xml, error))
 		return FALSE;
-	if (!change->drive[0])
-		memcpy(change->drive, here.drive, sizeof(change->drive));
-	change->changed |= here.changed;
-	change->of_drive |= here.of_drive;
+	add_change(change, &here);
 	return TRUE;
 }
 
@@ -152,7 +194,7 @@ static gboolean insert_live(
 }
 
 /* "Tray" is in what QEMU says of a locked one, and in what libvirt says when the guest has not let go in time. */
-static void explain_locked(virDomainPtr handle, const PfAdditionsChange *change, GError **error)
+static void explain_locked(virDomainPtr handle, const char *drive, GError **error)
 {
 	g_autofree char *reason = NULL;
 
@@ -163,23 +205,26 @@ static void explain_locked(virDomainPtr handle, const PfAdditionsChange *change,
 	g_set_error(error, G_IO_ERROR, G_IO_ERROR_NOT_SUPPORTED,
 		"the guest of VM %s uses the CD in drive %s: unmount and eject it in the guest first, "
 		"or say --force (%s)",
-		virDomainGetName(handle), change->drive, reason);
+		virDomainGetName(handle), drive, reason);
 }
 
 static gboolean eject_live(virDomainPtr handle, const char *iso, gboolean force,
 	PfAdditionsChange *change, GError **error)
 {
 	g_autoptr(PfDomainXml) xml = read_xml(handle, 0, error);
+	PfAdditionsChange here = {0};
 	xmlNode *drive;
 
 	if (!xml)
 		return FALSE;
-	while ((drive = pf_additions_empty(xml, iso, change))) {
-		if (update_drive(handle, xml, drive, force, error))
-			continue;
-		if (!force)
-			explain_locked(handle, change, error);
-		return FALSE;
+	while ((drive = pf_additions_empty(xml, iso, &here))) {
+		if (!update_drive(handle, xml, drive, force, error)) {
+			if (!force)
+				explain_locked(handle, here.drive, error);
+			return FALSE;
+		}
+		add_change(change, &here);
+		here = (PfAdditionsChange){0};
 	}
 	change->running = change->changed;
 	return virDomainIsPersistent(handle) != 1 ||

@@ -39,8 +39,7 @@ struct PfBrokerDomains {
 	GHashTable *known;        /* uuid to Known, owned */
 	GHashTable *stale;        /* uuid to number of tries so far */
 	int timer;
-	GHashTable *
-		ports; /* uuid to number of looks that are to come, because its port was opened or closed */
+	GHashTable *ports; /* uuid to number of looks to come, as a port was opened or closed */
 	int port_timer;
 	int port_callback; /* registered with the connection, -1: none */
 	bool announce;     /* the first pass over a new connection's domains is still to come */

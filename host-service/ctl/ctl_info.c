@@ -141,8 +141,7 @@ static void print_additions(FILE *out, GVariantDict *vm)
 	} advices[] = {
 		{"never seen", "; install them: pagefusionctl additions insert VM, then in the "
 			       "guest install.sh"},
-		{"silent", "; in the guest: pagefusion-agent --check, systemctl start "
-			   "pagefusion-agent"},
+		{"silent", "; in the guest: pagefusion-agent --check says what to do"},
 		{"too old", "; newer ones: pagefusionctl additions insert VM, then in the guest "
 			    "install.sh"},
 	};

@@ -3,21 +3,25 @@
  * An agent that has ended closes its port, one that hangs leaves a hello without answer. Two things come late: an answer,
  * because the agent may be busy, and libvirt's word, which is read only now and then. So a hello waits WAIT_S for its answer
  * before it counts, and an answer is as good as an open port for as long. What is silent is so since its port was closed or
- * the hello was sent, not since that was found out.
+ * the hello was sent, not since that was found out. A clock may be set back: what lies ahead of it was long ago.
  */
 #include "host-service/decide/additions.h"
 #include <string.h>
 
+static gboolean is_long_ago(gint64 then, gint64 now)
+{
+	return then > now || now - then >= PF_ADDITIONS_WAIT_S;
+}
+
 static gboolean is_closed(const PfAdditions *additions, gint64 now)
 {
-	return !additions->is_open && now - additions->answered >= PF_ADDITIONS_WAIT_S;
+	return !additions->is_open && is_long_ago(additions->answered, now);
 }
 
 static gboolean is_unanswered(const PfAdditions *additions, gint64 now)
 {
 	/* Before it was opened nobody could. */
-	return additions->asked != 0 &&
-	       now - MAX(additions->asked, additions->moved) >= PF_ADDITIONS_WAIT_S;
+	return additions->asked != 0 && is_long_ago(MAX(additions->asked, additions->moved), now);
 }
 
 static PfAdditionsState state_now(const PfAdditions *additions, gint64 now, gint64 *since)
@@ -45,7 +49,7 @@ static void update(PfAdditions *additions, gint64 now)
 	PfAdditionsState state = state_now(additions, now, &since);
 
 	if (state != additions->shown)
-		additions->shown_since = since;
+		additions->shown_since = MIN(since, now);
 	additions->shown = state;
 }
 
@@ -76,7 +80,7 @@ void pf_additions_port(PfAdditions *additions, gboolean is_open, gint64 now)
 	additions->is_open = is_open;
 	additions->moved = now;
 	/* Whoever opens it next has to answer; it may have been that one who did last. */
-	if (!is_open && now - additions->answered >= PF_ADDITIONS_WAIT_S)
+	if (!is_open && is_long_ago(additions->answered, now))
 		pf_additions_asked(additions, now);
 	update(additions, now);
 }

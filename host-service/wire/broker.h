@@ -32,9 +32,8 @@ typedef struct PfDomain {
 			      one */
 	gboolean active;   /* it has a QEMU process */
 	gboolean has_shim; /* that process was started with the shim, or may have been */
-	gboolean
-		port_open; /* the guest has the channel's port open, by QEMU's word as libvirt last noted it */
-	gint64 pid; /* of that process, 0 when it has none, or libvirt does not say (yet) */
+	gboolean port_open; /* the channel's, in the guest, as libvirt last noted it */
+	gint64 pid;         /* of that process, 0 when it has none, or libvirt does not say (yet) */
 	guint64 memory_pages; /* maximal memory */
 } PfDomain;
 

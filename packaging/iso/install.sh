@@ -3,10 +3,12 @@
 # Installs the page fusion guest additions on any x86-64 Linux, with what every system has: a POSIX shell and a few tools,
 # busybox's too. As "uninstall" in /opt/pagefusion-guest it removes them.
 #
-# Nothing is half done: all new files are written beside their places first (NAME.new~), and when one cannot be, all are
-# taken back, and what was installed before stays as it was. Then each is renamed into its place. The manifest holds what
-# is to be removed one day, one thing a line: "f" a file or link, "c" the configuration, "d" a directory that was not
-# there before (parents first), "i" our lines in inittab, "t" a tool that knows the sysvinit script, "init" the kind of init.
+# All new files are written beside their places first (NAME.new~), and when one cannot be, all are taken back, and what
+# was installed before stays as it was. Then each is renamed into its place, for which no room is needed; who interrupts
+# that leaves some of the old files and some of the new, and can run it again, or remove them all: the manifest is the
+# first. It holds what is to be removed one day, one thing a line: "f" a file or link, "d" a directory that was not
+# there before (parents first), "i" our lines in inittab, "t" a tool that knows the sysvinit script, "init" the kind of
+# init. The configuration is not in it.
 # shellcheck disable=SC2086 # lists are words: nothing that is installed has a blank in its path
 set -eu
 umask 022
@@ -16,10 +18,16 @@ prefix=/opt/pagefusion-guest
 agent=$prefix/sbin/pagefusion-agent
 manifest=$prefix/manifest
 config=/etc/pagefusion/agent.conf
+inittab=/etc/inittab
+inittab_line=::respawn:$agent-respawn
+begin_mark='# pagefusion-guest: begin'
+end_mark='# pagefusion-guest: end'
 port=/dev/virtio-ports/org.pagefusion.agent.0
 unit=/etc/systemd/system/pagefusion-agent.service
 script=/etc/init.d/pagefusion-agent
 oldest_kernel=4.19
+newline='
+'
 
 root=
 staging=no
@@ -27,7 +35,8 @@ files=
 new_dirs=
 old_dirs=
 registered=
-has_inittab_lines=no
+inittab_lines=no
+inittab_is_staged=no
 
 say() { echo "$*"; }
 die() {
@@ -131,12 +140,10 @@ check_packages() {
 }
 
 check_writable() {
-	for dir in /etc /opt /; do
-		if [ -d "$root$dir" ] && ! [ -w "$root$dir" ]; then
-			# The root directory matters only where something is to be made in it.
-			[ "$dir" != / ] || [ ! -d "$root/opt" ] || continue
-			die "$root$dir is read-only: mount it writable first (mount -o remount,rw ...)"
-		fi
+	needed="/etc /opt"
+	[ -d "$root/opt" ] || needed="/etc /"
+	for dir in $needed; do
+		[ -w "$root$dir" ] || die "$root$dir is read-only: mount it writable first (mount -o remount,rw ...)"
 	done
 }
 
@@ -150,22 +157,35 @@ check_install() {
 
 # ---- writing beside, then renaming
 
-# Makes a directory with its parents. A link in another system's root could lead into this one.
+# Whether a directory is one of that system. A link in another system's root could lead into this one.
+is_inside() {
+	case $(cd "$root$1" 2>/dev/null && pwd -P)/ in
+	"$root"/*) ;;
+	*) false ;;
+	esac
+}
+
+# Makes a directory with its parents.
 new_dir() {
 	if [ -d "$root$1" ]; then
-		case $(cd "$root$1" && pwd -P)/ in
-		"$root"/*) return ;;
-		*) die "$root$1 leads out of $root: run install.sh in a chroot there" ;;
-		esac
+		is_inside "$1" || die "$root$1 leads out of $root: run install.sh in a chroot there"
+		return
 	fi
 	new_dir "$(dirname "$1")"
 	mkdir "$root$1" || die "could not make the directory $root$1"
 	new_dirs="$new_dirs $1"
 }
 
+# So that PATH.new~ can be made, and then be renamed: what is written or moved through a link goes elsewhere.
+make_way() {
+	new_dir "$(dirname "$1")"
+	[ ! -d "$root$1" ] || die "$root$1 is a directory, or leads to one. Nothing was changed."
+	rm -f "$root$1.new~" || die "$root$1.new~ is in the way. Nothing was changed."
+}
+
 # put FROM PATH MODE
 put() {
-	new_dir "$(dirname "$2")"
+	make_way "$2"
 	files="$files $2"
 	if ! cp "$1" "$root$2.new~" || ! chmod "$3" "$root$2.new~"; then
 		die "could not write $root$2: is there room, and may it be written? Nothing was changed."
@@ -173,11 +193,17 @@ put() {
 }
 
 put_link() {
-	new_dir "$(dirname "$2")"
+	make_way "$2"
 	files="$files $2"
-	rm -f "$root$2.new~"
 	ln -s "$1" "$root$2.new~" || die "could not make the link $root$2. Nothing was changed."
 }
+
+# put_text TEXT PATH: what is read there again is compared, so that no part can be lost.
+put_text() { printf %s "$1" >"$root$2.new~" && [ "$(cat "$root$2.new~" && echo .)" = "$1." ]; }
+
+# What a manifest or a link there leads to outside stays.
+remove() { ! is_inside "$(dirname "$1")" || rm -f "$root$1"; }
+remove_dir() { ! is_inside "$(dirname "$1")" || rmdir "$root$1" 2>/dev/null || true; }
 
 # reversed WORD...
 reversed() {
@@ -189,11 +215,12 @@ reversed() {
 }
 
 take_back() {
-	for path in $files $config $manifest /etc/inittab; do
-		rm -f "$root$path.new~"
+	for path in $files $manifest $inittab; do
+		remove "$path.new~"
 	done
+	remove "$manifest.room~"
 	for path in $(reversed $new_dirs); do
-		rmdir "$root$path" 2>/dev/null || true
+		remove_dir "$path"
 	done
 }
 
@@ -230,19 +257,50 @@ put_program() {
 	fi
 }
 
-# The last line gets an end if it has none.
-without_our_lines() {
-	sed '/^# pagefusion-guest: begin$/,/^# pagefusion-guest: end$/d' "$1"
-	[ -z "$(tail -c 1 "$1")" ] || echo
+# The text of inittab, all of it: $(...) would drop zero bytes, and the last line gets an end if it has none.
+read_inittab() {
+	text=$(cat "$root$inittab" && echo .) || return
+	text=${text%.}
+	[ "$(printf %s "$text" | wc -c)" -eq "$(wc -c <"$root$inittab")" ] || return
+	[ -z "$text" ] || text=${text%"$newline"}$newline
 }
 
-# The lines of an inittab, in front of a copy that has its owner and mode.
+# What remains of text without our lines. Versions before gave the program an argument.
+drop_our_lines() {
+	kept=
+	marks=
+	while [ -n "$text" ]; do
+		line=${text%%"$newline"*}
+		text=${text#"$line$newline"}
+		case $line in
+		"$begin_mark" | "$end_mark") marks=$marks$line ;;
+		"$inittab_line" | "$inittab_line "*) ;;
+		*) kept=$kept$line$newline ;;
+		esac
+	done
+	[ -z "$marks" ] || [ "$marks" = "$begin_mark$end_mark" ]
+}
+
+# put_inittab OUR_LINES: they are written over a copy, which has the owner and the mode.
 put_inittab() {
-	has_inittab_lines=yes
-	if ! cp -p "$root/etc/inittab" "$root/etc/inittab.new~" ||
-		! { without_our_lines "$root/etc/inittab" && printf '%s\n' '# pagefusion-guest: begin' \
-			"::respawn:$agent-respawn init" '# pagefusion-guest: end'; } >"$root/etc/inittab.new~"; then
-		die "could not write $root/etc/inittab. Nothing was changed."
+	[ -z "$root" ] || [ ! -L "$root$inittab" ] || die "$root$inittab is a link: run install.sh in a chroot there"
+	make_way "$inittab"
+	read_inittab || die "could not read $root$inittab as text. Nothing was changed."
+	drop_our_lines ||
+		die "of the lines \"$begin_mark\" and \"$end_mark\" in $root$inittab one is missing, or one is there twice." \
+			"Remove them all. Nothing was changed."
+	inittab_is_staged=yes
+	if ! cp -p "$root$inittab" "$root$inittab.new~" || ! put_text "$kept$1" "$inittab"; then
+		die "could not write $root$inittab. Nothing was changed."
+	fi
+}
+
+# Where another init starts it now, those of before go.
+put_lines() {
+	if [ "$inittab_lines" = yes ]; then
+		put_inittab "$begin_mark$newline$inittab_line$newline$end_mark$newline"
+	elif [ -n "$old_inittab" ] && exists $inittab; then
+		put_inittab ""
 	fi
 }
 
@@ -259,7 +317,7 @@ put_service() {
 		put_link "$script" /etc/runlevels/default/pagefusion-agent
 		;;
 	sysvinit) put "$source/files/pagefusion-agent.sysvinit" "$script" 0755 ;;
-	inittab) put_inittab ;;
+	inittab) inittab_lines=yes ;;
 	esac
 	# What the agent makes without systemd.
 	new_dir /run
@@ -293,8 +351,9 @@ link_runlevels() {
 		[2345]) link=$levels/rc$level.d/S20pagefusion-agent ;;
 		*) link=$levels/rc$level.d/K80pagefusion-agent ;;
 		esac
-		if [ -d "$root$levels/rc$level.d" ]; then
-			ln -sf "$script" "$root$link"
+		if [ -d "$root$levels/rc$level.d" ] && is_inside "$levels/rc$level.d"; then
+			remove "$link"
+			ln -s "$script" "$root$link"
 			files="$files $link"
 		fi
 	done
@@ -310,23 +369,33 @@ unregister() {
 
 # ---- starting and stopping
 
-# Those that run the program, also when it was replaced since.
+# Those that run the program, also when it was replaced since, and what starts it again.
 agents() {
 	for process in /proc/[0-9]*; do
 		case $(readlink "$process/exe" 2>/dev/null) in
 		"$agent" | "$agent (deleted)") echo "${process#/proc/}" ;;
+		*sh | *busybox*)
+			case $(tr '\0' ' ' 2>/dev/null <"$process/cmdline") in
+			*" $agent-respawn ") echo "${process#/proc/}" ;;
+			esac
+			;;
 		esac
 	done
 }
 
+# Those that run now: init may start others at once.
 stop_agents() {
-	for _ in 1 2 3 4 5; do
-		running=$(agents)
-		[ -n "$running" ] || return 0
-		kill -TERM $running 2>/dev/null || true
-		sleep 1
+	running=$(agents)
+	for signal in TERM KILL; do
+		for process in $running; do
+			kill -$signal "$process" 2>/dev/null || true
+		done
+		for _ in 1 2 3 4 5 6 7 8 9 10; do
+			[ -n "$running" ] || return 0
+			sleep 1
+			running=$(for process in $running; do [ ! -e "/proc/$process/exe" ] || echo "$process"; done)
+		done
 	done
-	kill -9 $running 2>/dev/null || true
 }
 
 reload_systemd() {
@@ -354,7 +423,6 @@ start() {
 	openrc) rc-service pagefusion-agent restart ;;
 	sysvinit) "$script" restart ;;
 	inittab)
-		rm -f /run/pagefusion-agent.started
 		stop_agents
 		kill -HUP 1
 		;;
@@ -368,46 +436,70 @@ stop() {
 	systemd) systemctl stop pagefusion-agent.service || true ;;
 	openrc) rc-service pagefusion-agent stop || true ;;
 	sysvinit) "$script" stop || true ;;
-	inittab) kill -HUP 1 || true ;;
+	inittab)
+		kill -HUP 1 || true
+		# busybox's looks up once a second. Before, it would start what we end here.
+		sleep 2
+		;;
 	esac
 	stop_agents
 }
 
 # ---- the two tasks
 
-write_manifest() {
+# list_things PATH...: with these as well.
+list_things() {
 	echo "init $init"
-	echo "c $config"
 	for path in $old_dirs $new_dirs; do
 		echo "d $path"
 	done
-	for path in $files; do
+	for path in $files "$@"; do
 		[ "$path" = "$config" ] || echo "f $path"
 	done
-	[ "$has_inittab_lines" = no ] || echo "i /etc/inittab"
+	[ "$inittab_lines$old_inittab" = no ] || echo "i $inittab"
 	[ -z "$registered" ] || echo "t $registered"
 }
 
-listed() { sed -n "s/^$1 //p" "$root$manifest"; }
+listed() { sed -n "s/^$1 //p" "$root$manifest" || die "could not read $root$manifest"; }
 
+# put_manifest PATH...
+put_manifest() {
+	make_way "$manifest"
+	put_text "$(list_things "$@")$newline" "$manifest"
+}
+
+move_manifest() { mv -f "$root$manifest.new~" "$root$manifest"; }
+
+# After a power cut, what has its new name before it is on the disk may be empty.
+move_inittab() {
+	sync
+	mv -f "$root$inittab.new~" "$root$inittab"
+}
+
+# The manifest first: whatever ends this, what is there can be removed. It holds what the version before had, too.
 rename_all() {
+	sync
+	move_manifest
 	for path in $files; do
 		mv -f "$root$path.new~" "$root$path"
 	done
-	if [ "$has_inittab_lines" = yes ]; then
-		mv -f "$root/etc/inittab.new~" "$root/etc/inittab"
-	fi
+	[ "$inittab_is_staged" = no ] || move_inittab
 }
 
 # What the version before had and this one has not.
-remove_outdated() {
+outdated() {
 	for path in $old_files; do
 		case " $files " in
 		*" $path "*) ;;
-		*) rm -f "$root$path" ;;
+		*) echo "$path" ;;
 		esac
 	done
-	[ -z "$old_inittab" ] || [ "$has_inittab_lines" = yes ] || remove_inittab_lines
+}
+
+remove_outdated() {
+	for path in $(outdated); do
+		remove "$path"
+	done
 }
 
 install_additions() {
@@ -419,6 +511,7 @@ install_additions() {
 		old_dirs=$(listed d)
 		old_files=$(listed f)
 		old_inittab=$(listed i)
+		registered=$(listed t)
 		say "Upgrading $(cat "$root$prefix/doc/VERSION") to $(cat "$source/VERSION") ($init)."
 	else
 		say "Installing $(cat "$source/VERSION") in $root$prefix ($init)."
@@ -427,14 +520,23 @@ install_additions() {
 	put_program
 	put_config
 	put_service
-	# With room for what is added below.
-	write_manifest >"$root$manifest.new~" || die "could not write $root$manifest. Nothing was changed."
+	put_lines
+	# With room for another one, which is written when everything is in its place.
+	gone=$(outdated)
+	remove "$manifest.room~"
+	if ! put_manifest $gone || ! cp "$root$manifest.new~" "$root$manifest.room~"; then
+		die "could not write $root$manifest. Nothing was changed."
+	fi
 	staging=no
 	rename_all
+	registered=
 	[ "$init" != sysvinit ] || register
-	write_manifest >"$root$manifest.new~"
-	mv -f "$root$manifest.new~" "$root$manifest"
 	remove_outdated
+	old_inittab=
+	remove "$manifest.room~"
+	put_manifest || die "installed, but $root$manifest could not be written: run this again when there is room"
+	move_manifest
+	sync
 	if [ -z "$root" ] && command -v restorecon >/dev/null; then
 		restorecon -R "$prefix" /etc/pagefusion 2>/dev/null || true
 	fi
@@ -447,16 +549,18 @@ install_additions() {
 
 remove_config() {
 	if cmp -s "$root$config" "$root$prefix/doc/agent.conf"; then
-		rm -f "$root$config"
+		remove "$config"
 	elif exists "$config"; then
 		say "Kept, because it was changed: $config"
 	fi
 }
 
 remove_inittab_lines() {
-	cp -p "$root/etc/inittab" "$root/etc/inittab.new~"
-	without_our_lines "$root/etc/inittab" >"$root/etc/inittab.new~"
-	mv -f "$root/etc/inittab.new~" "$root/etc/inittab"
+	exists $inittab || return 0
+	staging=yes
+	put_inittab ""
+	staging=no
+	move_inittab
 }
 
 uninstall_additions() {
@@ -465,22 +569,29 @@ uninstall_additions() {
 	paths=$(listed f)
 	dirs=$(listed d)
 	tool=$(listed t)
-	[ -z "$(listed i)" ] || remove_inittab_lines
+	lines=$(listed i)
+	[ -z "$lines" ] || remove_inittab_lines
 	stop "$init"
 	remove_config
-	for path in $paths "$manifest" /run/pagefusion-agent.started /run/pagefusion-agent.pid \
+	for path in $paths /run/pagefusion-agent.pid \
 		/var/log/pagefusion-agent.log /var/log/pagefusion-agent.log.old; do
-		rm -f "$root$path"
+		remove "$path"
 	done
-	rm -rf "$root/run/pagefusion-agent"
+	! is_inside /run || rm -rf "$root/run/pagefusion-agent"
 	[ -z "$tool" ] || unregister "$tool" || true
 	if [ "$init" = systemd ] && is_running systemd; then
 		reload_systemd
 		systemctl reset-failed pagefusion-agent.service 2>/dev/null || true
 	fi
+	# What an interrupted one has left.
+	files="$paths $config"
+	take_back
+	sync
+	remove "$manifest"
 	for path in "${config%/*}" $(reversed $dirs); do
-		rmdir "$root$path" 2>/dev/null || true
+		remove_dir "$path"
 	done
+	sync
 	say "Removed."
 }
 

@@ -28,7 +28,7 @@ static void make_files(void)
 		PfFile *file;
 		bool fresh;
 
-		if (pf_state_see(&files, &key, &stamp, "file", &file, &fresh) < 0 ||
+		if (pf_state_see(&files, &key, &stamp, 0, "file", &file, &fresh) < 0 ||
 			pf_file_commit(file, 0, 1, &page, 1) < 0)
 			abort();
 	}
@@ -43,7 +43,7 @@ static void feed(PfConversation *conversation, const uint8_t *payload, size_t si
 		return;
 	memcpy(frame + PF_FRAME_HEADER_SIZE, payload, size);
 	if (pf_frame_write_header(frame, frame + PF_FRAME_HEADER_SIZE, size) != PF_FRAME_OK ||
-		pf_conversation_feed(conversation, frame, PF_FRAME_HEADER_SIZE + size) < 0)
+		pf_conversation_feed(conversation, frame, PF_FRAME_HEADER_SIZE + size, 0) < 0)
 		abort();
 }
 

@@ -19,8 +19,8 @@ static void check(const PfMounts *mounts, const PfMount *all, size_t n, size_t s
 	for (size_t i = 0; i < n; i++) {
 		const PfMount *mount = &all[i], *found = pf_mounts_find(mounts, mount->id);
 
-		require(mount->point[0] == '/' && mount->root[0] != '\0' && mount->type[0] != '\0');
-		require(strlen(mount->type) + strlen(mount->root) + strlen(mount->point) < size);
+		require(mount->point[0] == '/' && mount->root[0] != '\0');
+		require(strlen(mount->root) + strlen(mount->point) < size);
 		require(mount->block == (major(mount->device) ? mount->device : 0));
 		require(found && found->id == mount->id);
 		require(i == 0 || all[i - 1].device <= mount->device);
@@ -28,7 +28,10 @@ static void check(const PfMounts *mounts, const PfMount *all, size_t n, size_t s
 						 strcmp(all[i - 1].root, mount->root) == 0 &&
 						 all[i - 1].line < mount->line));
 		if (n == 1)
-			require(pf_mounts_is_local(mounts, mount->device) == mount->local);
+			require(pf_mounts_find_device(mounts, mount->device) == mount);
+		require(pf_mounts_judge(mounts, mount, true) != PF_FS_OVERLAY);
+		require(pf_mounts_judge(mounts, mount, false) == mount->kind ||
+			pf_mounts_judge(mounts, mount, false) == PF_FS_ANYBODYS);
 	}
 }
 

@@ -117,7 +117,7 @@ class Root:
         """The same with a command that is process 1 of this system, which thus runs; personality is setarch's."""
         return subprocess.run([*personality, "unshare", "--mount", "--pid", "--fork", "--kill-child", "sh", "-c",
                                'mount -t proc proc "$1/proc" && exec chroot "$@"', "sh", self.directory, *command],
-                              stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False, timeout=120,
+                              stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False, timeout=240,
                               env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"})
 
 

@@ -170,7 +170,34 @@ class Packages(unittest.TestCase):
         for line in said.splitlines():
             self.assertIn(line.split()[2], LINTIAN_MAY_SAY, line)
         self.assertEqual(output("dpkg-deb", "-f", self.path(self.deb), "Version").strip(), self.version)
-        self.assertRegex(output("dpkg-deb", "-f", self.path(self.deb), "Depends"), r"libelf1.*libssl3")
+
+    def test_deb_says_where_it_installs(self):
+        """What it depends on has other names in later releases, which know the older ones too."""
+        release = output("sh", "-c", ". /etc/os-release && echo $ID-$VERSION_ID").strip()
+        names, systems = {
+            "debian-12": (("libelf1", "libssl3"), "Debian 12 and later, Ubuntu 24.04 and later"),
+            "debian-13": (("libelf1t64", "libssl3t64"), "Debian GNU/Linux 13 and later"),
+        }[release]
+        depends = output("dpkg-deb", "-f", self.path(self.deb), "Depends")
+        for name in names:
+            self.assertRegex(depends, rf"\b{name} \(")
+        with open(os.path.join(self.unpacked(), "README.txt"), encoding="utf-8") as f:
+            self.assertRegex(f.read(), rf"\.deb +{systems}, with systemd\n")
+
+    def test_packages_bring_what_is_for_guests(self):
+        """The same text as the ISO's, and not what is for who builds all of it."""
+        with open(os.path.join(self.unpacked(), "README.txt"), encoding="utf-8") as f:
+            text = f.read()
+        docs = "./usr/share/doc/pagefusion-guest/"
+        tree = output("dpkg-deb", "-c", self.path(self.deb))
+        self.assertNotIn(docs + "README.md", tree)
+        for name, command in ((self.deb, ["dpkg-deb", "--fsys-tarfile", "/dev/stdin"]),
+                              (self.rpm, ["rpm2archive", "-n", "-"])):
+            with self.subTest(name=name), open(self.path(name), "rb") as f:
+                tar = subprocess.run(command, check=True, stdin=f, stdout=subprocess.PIPE).stdout
+                unpacked = subprocess.run(["tar", "-xO", docs + "README.txt"], check=True, input=tar,
+                                          stdout=subprocess.PIPE).stdout
+                self.assertEqual(unpacked.decode(), text)
 
     def test_rpm(self):
         subprocess.run(["rpm", "-K", "--nosignature", self.path(self.rpm)], check=True, stdout=subprocess.DEVNULL)

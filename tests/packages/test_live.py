@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """install.sh in systems that run: a process 1 of their own, which is busybox's init where init is what is to be shown.
 
-systemd and OpenRC are stand-ins that write down what they are told. Real guests are lab tests.
+OpenRC is Debian's, from the machine's own archive; systemd is a stand-in that writes down what it is told. Real guests
+are lab tests.
 """
 import argparse
 import os
@@ -10,22 +11,26 @@ import sys
 import tempfile
 import unittest
 
+from openrc import add_openrc, unpack_openrc
 from roots import PORT, Root, unpack_additions
 
 OPTIONS = None
 AGENT = "/opt/pagefusion-guest/sbin/pagefusion-agent"
 INSTALL = "sh /media/additions/install.sh"
-# What scripts in the systems use: to wait for something, and to find agents as the kernel knows them.
+RESPAWN = AGENT + "-respawn"
+CONFIG = "/etc/pagefusion/agent.conf"
+LOG = "/var/log/pagefusion-agent.log"
+# What scripts in the systems use: to wait for something, however slow the machine is, and to find agents as the kernel
+# knows them.
 FUNCTIONS = f"""
-fail() {{ echo "FAILED: $*"; exit 1; }}
+fail() {{ echo "FAILED: $*"; ps -o pid,ppid,args; cat {LOG}; exit 1; }}
 agents() {{
 	for p in /proc/[0-9]*; do
 		case $(readlink $p/exe) in "{AGENT}"*) echo ${{p#/proc/}} ;; esac
 	done
 }}
-# until SECONDS COMMAND...
 until_() {{
-	left=$(($1 * 10)); shift
+	left=600
 	until "$@"; do
 		left=$((left - 1))
 		[ $left -gt 0 ] || fail "waited for: $*"
@@ -35,6 +40,86 @@ until_() {{
 runs() {{ [ -n "$(agents)" ]; }}
 runs_not() {{ [ -z "$(agents)" ]; }}
 runs_as_other_than() {{ runs && [ "$(agents)" != "$1" ]; }}
+logged() {{ grep -q "$1" {LOG}; }}
+logged_times() {{ [ "$(grep -c "$1" {LOG})" -eq "$2" ]; }}
+respawner() {{ cat /run/pagefusion-agent.pid; }}
+# Nothing is left, and by itself: what had to be killed leaves its file.
+all_gone() {{
+	runs_not && [ ! -e /run/pagefusion-agent.pid ] || return 1
+	for p in /proc/[0-9]*; do
+		! tr '\\0' ' ' 2>/dev/null <$p/cmdline | grep -q '^[^ ]*sh {RESPAWN} ' || return 1
+	done
+}}
+wrong_config() {{ echo nonsense >>{CONFIG}; }}
+right_config() {{ sed -i '/^nonsense$/d' {CONFIG}; }}
+"""
+# What the scripts of OpenRC and sysvinit both do. A signal to read the configuration again also ends a wait of what
+# looks after the agent, so that nothing here takes longer than it must.
+SERVICE_LIFE = f"""
+service=/etc/init.d/pagefusion-agent
+waits() {{ awk -v parent="$(respawner)" '$2 == "(sleep)" && $4 == parent {{ print $1 }}' /proc/[0-9]*/stat 2>/dev/null; }}
+waits_otherwise() {{ [ -n "$(waits)" ] && [ "$(waits)" != "$1" ]; }}
+# SIGTERM is pending for a process.
+has_to_end() {{ grep -q '^ShdPnd:.*4...$' /proc/$1/status; }}
+
+{INSTALL}
+until_ runs
+first=$(agents)
+$service start
+$service status
+[ "$(agents)" = "$first" ] || fail "started twice"
+
+echo "It reads the configuration again, and goes on with the one it has when the new one is wrong."
+wrong_config
+$service reload
+until_ logged "{CONFIG}:.*neither"
+[ "$(agents)" = "$first" ] || fail "reloading has ended it"
+
+echo "Killed, it is started again; but not with a wrong configuration, until that has changed."
+kill -9 $first
+until_ waits_otherwise ""
+$service reload
+until_ logged "has ended with status 2"
+until_ waits_otherwise ""
+wait=$(waits)
+$service reload
+until_ waits_otherwise "$wait"
+logged_times "has ended with status 2" 1 || fail "started with a wrong configuration"
+right_config
+$service reload
+until_ runs
+
+echo "What it says does not fill the disk."
+second=$(agents)
+printf '%070000d' 0 >>{LOG}
+kill -9 $second
+until_ [ -s {LOG}.old ]
+until_ logged "has ended"
+[ "$(wc -c <{LOG})" -lt 65536 ] || fail "a long log"
+
+echo "It is replaced by an upgrade and by a restart, and gone when stop returns."
+{INSTALL}
+until_ runs_as_other_than "$second"
+third=$(agents)
+$service restart
+until_ runs_as_other_than "$third"
+[ "$(agents | wc -l)" = 1 ] || fail "two of them"
+agent=$(agents)
+kill -STOP "$agent"
+{{ $service stop; : >/run/stopped; }} &
+until_ has_to_end "$agent"
+$service status || :
+[ ! -e /run/stopped ] || fail "stop has not waited"
+kill -CONT "$agent"
+wait $!
+rm /run/stopped
+all_gone || fail "stop has left something"
+if $service status; then fail "status of nothing"; fi
+if $service reload; then fail "reload of nothing"; fi
+$service start
+until_ runs
+/opt/pagefusion-guest/uninstall
+all_gone || fail "it still runs"
 """
 
 
@@ -100,59 +185,41 @@ class Live(unittest.TestCase):
         self.assertIn("installed, but it could not be started", said)
         self.assertIn("Removed", said)
 
-    def test_openrc(self):
-        root, before = self.system("openrc")
-        root.write("/run/openrc/softlevel", "default\n")
-        self.run_script(root, INSTALL)
-        self.assertEqual(root.calls(), ["rc-service pagefusion-agent restart"])
-        self.run_script(root, INSTALL + " --uninstall")
-        self.assertEqual(root.calls(), ["rc-service pagefusion-agent stop"])
-        self.assertEqual({path for path in set(root.files()) - set(before) if not path.startswith("/run")}, set())
-
     def test_inittab(self):
         """Started by init, and again when it is killed; after an upgrade the new one runs; removed, none does."""
         root, _ = self.system("inittab")
         output, before = self.run_init(root, f"""
 			{INSTALL}
-			until_ 20 runs
+			until_ runs
 			first=$(agents)
 			kill -9 $first
-			until_ 30 runs_as_other_than "$first"
+			until_ runs_as_other_than "$first"
 			second=$(agents)
+			before=$(respawner)
 			{INSTALL}
-			until_ 20 runs_as_other_than "$second"
-			grep -q "starting {AGENT}" /var/log/pagefusion-agent.log || fail "no log"
+			until_ runs_as_other_than "$second"
+			[ "$(respawner)" != "$before" ] || fail "the old one looks after it"
+			until_ logged "starting {AGENT}"
 			/opt/pagefusion-guest/uninstall
-			runs_not || fail "it still runs"
+			all_gone || fail "it still runs"
 			""")
         self.assertIn("Upgrading", output)
         self.assertEqual(root.files(), before)
 
     def test_sysvinit(self):
-        """The script starts it once, stops all of it, and starts it again when it is killed."""
         root, _ = self.system("sysvinit")
-        output, before = self.run_init(root, f"""
-			{INSTALL}
-			until_ 20 runs
-			first=$(agents)
-			/etc/init.d/pagefusion-agent start
-			/etc/init.d/pagefusion-agent status
-			[ "$(agents)" = "$first" ] || fail "started twice"
-			kill -9 $first
-			until_ 30 runs_as_other_than "$first"
-			second=$(agents)
-			{INSTALL}
-			until_ 20 runs_as_other_than "$second"
-			/etc/init.d/pagefusion-agent stop
-			until_ 10 runs_not
-			if /etc/init.d/pagefusion-agent status; then fail "status of nothing"; fi
-			/etc/init.d/pagefusion-agent start
-			until_ 20 runs
-			/opt/pagefusion-guest/uninstall
-			runs_not || fail "it still runs"
-			""")
+        output, before = self.run_init(root, SERVICE_LIFE)
         self.assertIn("pagefusion-agent runs\n", output)
         self.assertEqual(root.files(), before)
+
+    def test_openrc(self):
+        root, _ = self.system("openrc")
+        add_openrc(root, unpack_openrc(self.scratch))
+        before = root.files()
+        output = self.run_script(root, "openrc default\n" + SERVICE_LIFE)
+        self.assertIn("status: started", output)
+        left = set(root.files()) - set(before)
+        self.assertEqual({path for path in left if not path.startswith(("/run", "/var/run"))}, set())
 
     def test_old_kernel(self):
         """Where it would run, it is refused."""

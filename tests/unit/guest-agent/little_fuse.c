@@ -41,7 +41,7 @@ struct LittleFuse {
 	pid_t server;
 	int release; /* eventfd */
 	atomic_bool ready, failing;
-	atomic_uint held;
+	atomic_uint held, n_requests;
 
 	/* The server's. */
 	int device;
@@ -112,6 +112,7 @@ static void serve_one(LittleFuse *fuse, const struct fuse_in_header *in)
 	struct fuse_open_out opened = {.open_flags = FOPEN_KEEP_CACHE};
 	struct fuse_statfs_out fs = {.st = {.bsize = PF_PAGE_SIZE, .namelen = 255}};
 
+	atomic_fetch_add(&fuse->n_requests, 1);
 	if (in->opcode == atomic_load(&fuse->held)) {
 		memcpy(&fuse->kept, in, sizeof(fuse->kept));
 		worker_clock_stuck();
@@ -266,4 +267,9 @@ void little_fuse_release(LittleFuse *fuse)
 void little_fuse_fail(LittleFuse *fuse)
 {
 	atomic_store(&fuse->failing, true);
+}
+
+unsigned little_fuse_requests(LittleFuse *fuse)
+{
+	return atomic_load(&fuse->n_requests);
 }

@@ -27,3 +27,6 @@ void little_fuse_release(LittleFuse *fuse);
 
 /* From now on the file cannot be read: EIO. */
 void little_fuse_fail(LittleFuse *fuse);
+
+/* Requests that the server has read. */
+unsigned little_fuse_requests(LittleFuse *fuse);

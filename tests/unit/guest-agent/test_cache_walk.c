@@ -227,11 +227,12 @@ static void test_roots(void **state)
 
 static void test_mounts(void **state)
 {
-	char *paths[] = {disk.point, NULL}, *inner[] = {path("merged"), NULL}, options[500];
+	char merged[400], *paths[] = {disk.point, NULL}, *inner[] = {merged, NULL}, options[900];
 
+	strcpy(merged, path("merged"));
 	assert_int_equal(mkdir(path("memory"), 0755), 0);
 	assert_int_equal(mkdir(path("bind"), 0755), 0);
-	assert_int_equal(mkdir(path("merged"), 0755), 0);
+	assert_int_equal(mkdir(merged, 0755), 0);
 	assert_int_equal(mount("none", path("memory"), "tmpfs", 0, NULL), 0);
 	make_file("memory/in_memory", 10);
 	read_file("dir1/file1");

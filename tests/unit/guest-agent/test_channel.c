@@ -6,7 +6,6 @@
 #include <errno.h>
 #include <signal.h>
 #include <sys/socket.h>
-#include <time.h>
 #include <unistd.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -22,6 +21,7 @@ static PfChannel channel;
 static LittleHost host;
 static int peer;
 static bool unplugged; /* reading says so */
+static int64_t clock_ms;
 
 ssize_t __real_read(int fd, void *buffer, size_t size);
 ssize_t __wrap_read(int fd, void *buffer, size_t size);
@@ -54,9 +54,10 @@ static int setup(void **state)
 	bool fresh;
 
 	signal(SIGPIPE, SIG_IGN);
+	clock_ms = 1000;
 	pf_state_init(&files);
 	pf_state_begin(&files, PF_CLASS_CACHE, true);
-	if (pf_state_see(&files, &key, &stamp, "file", &file, &fresh) < 0)
+	if (pf_state_see(&files, &key, &stamp, 0, "file", &file, &fresh) < 0)
 		return -1;
 	for (uint32_t i = 0; i < N_PAGES; i++)
 		observed[i] = (PfObserved){.file_page = i, .gfn = {1000 + i}};
@@ -86,9 +87,9 @@ static int turn(void)
 	struct pollfd polled;
 	int timeout = -1;
 
-	assert_int_equal(pf_channel_prepare(&channel, &polled, &timeout), 0);
+	assert_int_equal(pf_channel_prepare(&channel, &polled, &timeout, clock_ms), 0);
 	assert_true(poll(&polled, 1, 0) >= 0);
-	assert_int_equal(pf_channel_dispatch(&channel, &polled), 0);
+	assert_int_equal(pf_channel_dispatch(&channel, &polled, clock_ms), 0);
 	return timeout;
 }
 
@@ -223,17 +224,9 @@ static void test_nothing_to_say(void **state)
 	struct pollfd polled;
 	int timeout = -1;
 
-	assert_int_equal(pf_channel_prepare(&channel, &polled, &timeout), 0);
+	assert_int_equal(pf_channel_prepare(&channel, &polled, &timeout, clock_ms), 0);
 	assert_int_equal(polled.events, POLLIN);
 	assert_int_equal(timeout, -1);
-}
-
-static int64_t now_ms(void)
-{
-	struct timespec now;
-
-	clock_gettime(CLOCK_MONOTONIC, &now);
-	return (int64_t)now.tv_sec * 1000 + now.tv_nsec / 1000000;
 }
 
 /* Once a second for a minute, then less often. */
@@ -242,16 +235,26 @@ static void test_host_comes_back(void **state)
 	struct pollfd polled;
 	int timeout = -1;
 
-	channel.connected = false;
-	channel.lost_ms = now_ms() - 61000;
-	assert_int_equal(pf_channel_prepare(&channel, &polled, &timeout), 0);
+	shutdown(peer, SHUT_WR);
+	turn();
+	assert_false(channel.connected);
+	clock_ms += 59999;
+	assert_int_equal(pf_channel_prepare(&channel, &polled, &timeout, clock_ms), 0);
+	assert_int_equal(timeout, 1000);
+	assert_int_equal(polled.fd, -1);
+	clock_ms++;
+	timeout = -1;
+	assert_int_equal(pf_channel_prepare(&channel, &polled, &timeout, clock_ms), 0);
 	assert_int_equal(timeout, 5000);
 	assert_int_equal(polled.fd, -1);
 	timeout = 700;
-	assert_int_equal(pf_channel_prepare(&channel, &polled, &timeout), 0);
+	assert_int_equal(pf_channel_prepare(&channel, &polled, &timeout, clock_ms), 0);
 	assert_int_equal(timeout, 700);
-	channel.lost_ms = now_ms();
-	assert_int_equal(turn(), 1000);
+	pf_channel_deinit(&channel);
+	close(peer);
+	connect_pair();
+	channel.connected = false;
+	assert_int_equal(turn(), 5000);
 	assert_true(channel.connected);
 	host_says_hello(3, 64);
 	settle();
@@ -270,8 +273,8 @@ static void test_unplugged(void **state)
 		turn();
 	assert_false(channel.connected);
 	unplugged = true;
-	assert_int_equal(pf_channel_prepare(&channel, &polled, &timeout), 0);
-	assert_int_equal(pf_channel_dispatch(&channel, &polled), -ENODEV);
+	assert_int_equal(pf_channel_prepare(&channel, &polled, &timeout, clock_ms), 0);
+	assert_int_equal(pf_channel_dispatch(&channel, &polled, clock_ms), -ENODEV);
 	unplugged = false;
 }
 

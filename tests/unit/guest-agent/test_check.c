@@ -9,7 +9,8 @@
 #include "guest-agent/find/opening.h"
 #include "guest-agent/find/process_events.h"
 #include "guest-agent/find/visit.h"
-#include "guest-agent/status.h"
+#include "guest-agent/status_server.h"
+#include "guest-agent/status_show.h"
 #include "guest-agent/tell/port.h"
 #include <errno.h>
 #include <fcntl.h>
@@ -46,6 +47,8 @@ void __wrap_pf_kernel_image_free(PfKernelImage *image);
 const char *__wrap_pf_cache_walk_impossible(void);
 int __wrap_pf_port_find(char *path, size_t size);
 int __wrap_pf_status_probe(const char *path);
+const char *__wrap_pf_service_start(void);
+const char *__wrap_pf_service_log(void);
 
 int __wrap_capget(cap_user_header_t header, cap_user_data_t data)
 {
@@ -124,7 +127,18 @@ int __wrap_pf_status_probe(const char *path)
 	return answers.probe;
 }
 
+const char *__wrap_pf_service_start(void)
+{
+	return "START";
+}
+
+const char *__wrap_pf_service_log(void)
+{
+	return "LOG";
+}
+
 static PfAgentConfig config;
+static const char *config_path;
 
 static int set_up(void **state)
 {
@@ -132,6 +146,7 @@ static int set_up(void **state)
 	answers.rights = ALL_RIGHTS;
 	answers.port = "/dev/null";
 	answers.release = "6.1.0-28-amd64";
+	config_path = "/etc/agent.conf";
 	return pf_agent_config_init(&config);
 }
 
@@ -152,7 +167,7 @@ static const char *checked(const char *wrong, bool json, int expected)
 	free(text);
 	out = open_memstream(&text, &size);
 	assert_non_null(out);
-	status = pf_check(out, &config, wrong, json);
+	status = pf_check(out, &(PfConfigChecked){&config, config_path, wrong}, json);
 	assert_int_equal(fclose(out), 0);
 	if (status != expected)
 		fail_msg("exit status %d, wanted %d:\n%s", status, expected, text);
@@ -172,7 +187,7 @@ static void all_is_well(void **state)
 {
 	const char *text = checked(NULL, false, 0);
 
-	assert_memory_equal(text, "ok       configuration   can be read\n", 37);
+	assert_memory_equal(text, "ok       configuration   /etc/agent.conf can be read\n", 53);
 	assert_non_null(strstr(text, "\nok       rights          all capabilities that it uses\n"));
 	assert_non_null(strstr(text, "\nok       page numbers    "));
 	assert_non_null(strstr(text, "\nok       mapped files    "));
@@ -198,6 +213,12 @@ static void missing_rights(void **state)
 {
 	answers.rights = ALL_RIGHTS & ~(UINT64_C(1) << CAP_SYS_PTRACE);
 	assert_line(1, "missing  rights          without CAP_SYS_PTRACE: run it as root\n");
+	/* Which one class needs, that is off. */
+	answers.rights = ALL_RIGHTS & ~(UINT64_C(1) << CAP_SYS_RAWIO);
+	assert_line(0, "ok       rights          all capabilities that it uses\n");
+	config.classes[PF_CLASS_KERNEL] = true;
+	assert_line(0,
+		"missing  rights          without CAP_SYS_RAWIO (class kernel): run it as root\n");
 	answers.rights = 0;
 	assert_line(1, "missing  rights          without CAP_SYS_ADMIN, CAP_SYS_PTRACE, "
 		       "CAP_DAC_READ_SEARCH, CAP_FOWNER (");
@@ -248,7 +269,7 @@ static void ports(void **state)
 {
 	answers.probe = -ENOENT;
 	assert_line(0, "ok       port            /dev/null\n");
-	assert_line(0, "note     agent           does not run: systemctl start pagefusion-agent\n");
+	assert_line(0, "note     agent           does not run: START\n");
 	answers.port = NULL;
 	assert_line(1,
 		"missing  port            turn page fusion on for this VM on the host, while "
@@ -259,6 +280,20 @@ static void ports(void **state)
 	free(config.port);
 	config.port = strdup("/dev/zero");
 	assert_line(0, "ok       port            /dev/zero\n");
+}
+
+/* What cannot be asked may run all the same. */
+static void an_agent_that_does_not_say(void **state)
+{
+	answers.probe = -ECONNREFUSED;
+	assert_line(0, "note     agent           does not run: START\n");
+	answers.probe = -EACCES;
+	assert_line(
+		0, "note     agent           cannot be asked whether it runs: run this as root\n");
+	answers.probe = -ETIMEDOUT;
+	assert_line(0, "note     agent           cannot be asked whether it runs: Connection timed "
+		       "out. What it said last: LOG\n");
+	assert_line(0, "ok       port            /dev/null\n");
 }
 
 /* What only makes it better. */
@@ -277,7 +312,7 @@ static void new_programs(void **state)
 static void classes(void **state)
 {
 	answers.cache_why = "it needs Linux 5.12";
-	assert_line(0, "missing  class cache     on, and not possible here: it needs Linux 5.12\n");
+	assert_line(0, "note     class cache     on, and not possible here: it needs Linux 5.12\n");
 	answers.kernel_image = -EPERM;
 	answers.kernel_why = "the kernel is locked down";
 	assert_line(
@@ -285,8 +320,8 @@ static void classes(void **state)
 	config.classes[PF_CLASS_KERNEL] = true;
 	config.classes[PF_CLASS_BUFFERS] = true;
 	config.classes[PF_CLASS_MAPPED] = false;
-	assert_line(0, "missing  class kernel    on, and not possible here: the kernel is locked "
-		       "down\n");
+	assert_line(0,
+		"note     class kernel    on, and not possible here: the kernel is locked down\n");
 	assert_line(0, "ok       class buffers   on\n");
 	assert_line(0, "note     class mapped    off\n");
 	answers.kernel_image = 0;
@@ -304,6 +339,12 @@ static void kernels(void **state)
 	assert_line(0, "note     kernel          3.10.0 is older");
 	answers.release = "unknown";
 	assert_line(0, "note     kernel          its version cannot be read\n");
+}
+
+static void no_configuration(void **state)
+{
+	config_path = NULL;
+	assert_line(0, "ok       configuration   there is no file: the defaults hold\n");
 }
 
 /* The agent would not start. */
@@ -341,7 +382,7 @@ static void nobody_takes_the_answer(void **state)
 	FILE *full = fopen("/dev/full", "we");
 
 	assert_non_null(full);
-	assert_int_equal(pf_check(full, &config, NULL, true), 1);
+	assert_int_equal(pf_check(full, &(PfConfigChecked){&config, config_path, NULL}, true), 1);
 	fclose(full);
 }
 
@@ -355,9 +396,11 @@ int main(void)
 		TEST(map_files_that_cannot_be_followed),
 		TEST(memory_layout),
 		TEST(ports),
+		TEST(an_agent_that_does_not_say),
 		TEST(new_programs),
 		TEST(classes),
 		TEST(kernels),
+		TEST(no_configuration),
 		TEST(a_wrong_configuration),
 		TEST(as_json),
 		TEST(nobody_takes_the_answer),

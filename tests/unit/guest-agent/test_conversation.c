@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
+#include "common/log.h"
 #include "guest-agent/tell/conversation.h"
 #include "guest-agent/tell/report.h"
 #include "tests/unit/guest-agent/little_host.h"
@@ -11,6 +12,15 @@ static PfState files;
 static PfFacts facts = {.kernel = "6.1", .ram = {.ranges = {{{1}, 1 << 20}}, .n = 1}};
 static PfConversation *conversation;
 static LittleHost host;
+static int64_t now_ms;
+static unsigned n_said; /* above debug level */
+
+void __wrap_pf_log(PfLogLevel level, const char *format, ...);
+
+void __wrap_pf_log(PfLogLevel level, const char *format, ...)
+{
+	n_said += level < PF_LOG_DEBUG;
+}
 
 /* One file with 10,000 resident pages: more than two full frames. */
 static int setup(void **state)
@@ -23,7 +33,7 @@ static int setup(void **state)
 
 	pf_state_init(&files);
 	pf_state_begin(&files, PF_CLASS_CACHE, true);
-	if (pf_state_see(&files, &key, &stamp, "file", &file, &fresh) < 0)
+	if (pf_state_see(&files, &key, &stamp, 0, "file", &file, &fresh) < 0)
 		return -1;
 	for (uint32_t i = 0; i < 10000; i++)
 		observed[i] = (PfObserved){.file_page = i, .gfn = {1000 + i}};
@@ -32,6 +42,7 @@ static int setup(void **state)
 	pf_state_end(&files);
 	conversation = pf_conversation_new(&files, &facts);
 	little_host_init(&host);
+	n_said = 0;
 	return conversation ? 0 : -1;
 }
 
@@ -48,7 +59,7 @@ static void hello(uint64_t session_id, uint32_t window)
 	size_t size;
 	uint8_t *frame = little_host_hello(&host, session_id, window, &size);
 
-	assert_int_equal(pf_conversation_feed(conversation, frame, size), 0);
+	assert_int_equal(pf_conversation_feed(conversation, frame, size, now_ms), 0);
 	free(frame);
 }
 
@@ -57,7 +68,7 @@ static void ack(uint64_t session_id, uint64_t frames)
 	size_t size;
 	uint8_t *frame = little_host_ack(session_id, frames, &size);
 
-	assert_int_equal(pf_conversation_feed(conversation, frame, size), 0);
+	assert_int_equal(pf_conversation_feed(conversation, frame, size, now_ms), 0);
 	free(frame);
 }
 
@@ -258,12 +269,66 @@ static void test_byte_by_byte(void **state)
 	size_t size;
 	uint8_t *frame = little_host_hello(&host, 5, 64, &size);
 
-	assert_int_equal(pf_conversation_feed(conversation, rubbish, sizeof(rubbish)), 0);
+	assert_int_equal(pf_conversation_feed(conversation, rubbish, sizeof(rubbish), now_ms), 0);
 	for (size_t i = 0; i < size; i++)
-		assert_int_equal(pf_conversation_feed(conversation, frame + i, 1), 0);
+		assert_int_equal(pf_conversation_feed(conversation, frame + i, 1, now_ms), 0);
 	free(frame);
 	move(SIZE_MAX, SIZE_MAX);
 	assert_int_equal(host.n_ends, 1);
+}
+
+/* All that a host in a fault says in one read: the last of it is what it wants. */
+static void test_many_hellos(void **state)
+{
+	PfConversationCount count;
+	uint8_t bytes[4096];
+	size_t n = 0, size;
+
+	hello(1, 64);
+	move(SIZE_MAX, SIZE_MAX);
+	for (uint64_t id = 2; id <= 50; id++) {
+		uint8_t *frame = little_host_hello(&host, id, 64, &size);
+
+		assert_true(n + size <= sizeof(bytes));
+		memcpy(bytes + n, frame, size);
+		n += size;
+		free(frame);
+	}
+	/* All but the end of the last one, which another read brings. */
+	assert_int_equal(pf_conversation_feed(conversation, bytes, n - 1, now_ms), 0);
+	pf_conversation_count(conversation, &count);
+	assert_int_equal(count.n_sessions, 2);
+	assert_int_equal(pf_conversation_feed(conversation, bytes + n - 1, 1, now_ms), 0);
+	pf_conversation_count(conversation, &count);
+	assert_int_equal(count.n_sessions, 3);
+	move(SIZE_MAX, SIZE_MAX);
+	assert_int_equal(host.n_stale, 0);
+	assert_int_equal(host.n_hellos, 2);
+	assert_int_equal(little_host_pages(&host), 10000);
+}
+
+static void test_said_once_a_minute(void **state)
+{
+	now_ms = 1000000;
+	for (uint64_t id = 1; id <= 60; id++, now_ms += 1000) {
+		hello(id, 64);
+		assert_int_equal(n_said, 1);
+	}
+	hello(61, 64);
+	assert_int_equal(n_said, 2);
+	/* An end is said if a beginning was. */
+	now_ms += 1000;
+	hello(62, 64);
+	assert_int_equal(n_said, 2);
+	pf_conversation_lost(conversation);
+	assert_int_equal(n_said, 3);
+	now_ms += 58999;
+	hello(63, 64);
+	pf_conversation_lost(conversation);
+	assert_int_equal(n_said, 3);
+	now_ms++;
+	hello(64, 64);
+	assert_int_equal(n_said, 4);
 }
 
 int main(void)
@@ -279,6 +344,8 @@ int main(void)
 		cmocka_unit_test_setup_teardown(test_lost, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_count, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_byte_by_byte, setup, teardown),
+		cmocka_unit_test_setup_teardown(test_many_hellos, setup, teardown),
+		cmocka_unit_test_setup_teardown(test_said_once_a_minute, setup, teardown),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 #include "guest-agent/dump.h"
+#include "guest-agent/json.h"
 #include "pagefusion-version.h"
 #include <setjmp.h>
 #include <stdarg.h>
@@ -12,7 +13,7 @@ static void test_string(void **state)
 	FILE *out = fmemopen(text, sizeof(text), "w");
 
 	assert_non_null(out);
-	pf_dump_string(out, "a\"b\\c\n\x01\xc3\xbc");
+	pf_json_string(out, "a\"b\\c\n\x01\xc3\xbc");
 	fclose(out);
 	assert_string_equal(text, "\"a\\\"b\\\\c\\u000a\\u0001\xc3\xbc\"");
 }
@@ -23,7 +24,7 @@ static PfFile *see(PfState *files, const PfFileKey *key, const char *name)
 	PfFile *file;
 	bool fresh;
 
-	assert_int_equal(pf_state_see(files, key, &stamp, name, &file, &fresh), 0);
+	assert_int_equal(pf_state_see(files, key, &stamp, 0, name, &file, &fresh), 0);
 	return file;
 }
 

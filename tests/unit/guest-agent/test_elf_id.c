@@ -49,6 +49,8 @@ static Image image_new(void)
 	return image;
 }
 
+static const char *broken; /* said of the file that was read last */
+
 static size_t read_id(const void *bytes, size_t size, uint8_t id[PF_SESSION_MAX_BUILD_ID])
 {
 	int fd = memfd_create("elf", MFD_CLOEXEC);
@@ -56,7 +58,7 @@ static size_t read_id(const void *bytes, size_t size, uint8_t id[PF_SESSION_MAX_
 
 	assert_true(fd >= 0);
 	assert_int_equal(write(fd, bytes, size), size);
-	n = pf_elf_id_read(fd, id);
+	n = pf_elf_id_read(fd, id, &broken);
 	close(fd);
 	return n;
 }
@@ -68,6 +70,7 @@ static void test_found(void **state)
 
 	assert_int_equal(read_id(&image, sizeof(image), id), 20);
 	assert_memory_equal(id, image.id, 20);
+	assert_null(broken);
 }
 
 static void test_half_written(void **state)
@@ -75,8 +78,15 @@ static void test_half_written(void **state)
 	Image image = image_new();
 	uint8_t id[PF_SESSION_MAX_BUILD_ID];
 
-	for (size_t size = 0; size < offsetof(Image, id) + sizeof(image.id); size++)
+	for (size_t size = 0; size < offsetof(Image, id) + sizeof(image.id); size++) {
 		assert_int_equal(read_id(&image, size, id), 0);
+		if (size < sizeof(Elf64_Ehdr))
+			continue;
+		assert_non_null(broken);
+		assert_string_equal(broken, size < offsetof(Image, note)
+						    ? "it ends before its program headers do"
+						    : "it ends before its notes do");
+	}
 }
 
 static void test_other_files(void **state)
@@ -92,25 +102,54 @@ static void test_other_files(void **state)
 	image = image_new();
 	image.header.e_ident[EI_DATA] ^= ELFDATA2LSB ^ ELFDATA2MSB;
 	assert_int_equal(read_id(&image, sizeof(image), id), 0);
+	assert_null(broken);
 	assert_int_equal(read_id("#!/bin/sh\n", 10, id), 0);
+	assert_null(broken);
+	/* Which may have no program headers, or many. */
+	image = image_new();
+	image.header.e_type = ET_REL;
+	image.header.e_phnum = 0;
+	assert_int_equal(read_id(&image, sizeof(image), id), 0);
+	assert_null(broken);
+	image.header.e_type = ET_CORE;
+	image.header.e_phnum = PN_XNUM;
+	assert_int_equal(read_id(&image, sizeof(image), id), 0);
+	assert_null(broken);
+}
+
+static void assert_broken(const void *bytes, size_t size, const char *why)
+{
+	uint8_t id[PF_SESSION_MAX_BUILD_ID];
+
+	assert_int_equal(read_id(bytes, size, id), 0);
+	assert_non_null(broken);
+	assert_string_equal(broken, why);
 }
 
 static void test_hostile(void **state)
 {
+	struct {
+		Image image;
+		uint8_t more[20000];
+	} file = {.image = image_new()};
 	Image image = image_new();
-	uint8_t id[PF_SESSION_MAX_BUILD_ID];
 
 	image.note.n_descsz = UINT32_MAX;
-	assert_int_equal(read_id(&image, sizeof(image), id), 0);
+	assert_broken(&image, sizeof(image), "a note of it is longer than all its notes");
 	image = image_new();
 	image.segment.p_filesz = UINT64_MAX;
-	assert_int_equal(read_id(&image, sizeof(image), id), 0);
+	assert_broken(&image, sizeof(image), "it ends before its notes do");
 	image = image_new();
 	image.segment.p_offset = UINT64_MAX - 8;
-	assert_int_equal(read_id(&image, sizeof(image), id), 0);
+	assert_broken(&image, sizeof(image), "it ends before its notes do");
 	image = image_new();
 	image.header.e_phnum = PN_XNUM;
-	assert_int_equal(read_id(&image, sizeof(image), id), 0);
+	assert_broken(&image, sizeof(image), "it has no program headers, or too many");
+	image = image_new();
+	image.header.e_phoff = UINT64_MAX - 8;
+	assert_broken(&image, sizeof(image), "it ends before its program headers do");
+	file.image.segment.p_filesz = sizeof(file.more);
+	assert_broken(&file, sizeof(file), "its notes are too long");
 }
 
 /* Only so many program headers are looked at: here the last one is the note's. */
@@ -164,7 +203,7 @@ static void test_long_id(void **state)
 	assert_int_equal(read_id(&file, sizeof(file), id), PF_SESSION_MAX_BUILD_ID);
 	file.image.note.n_descsz = PF_SESSION_MAX_BUILD_ID + 4;
 	file.image.segment.p_filesz = 16 + PF_SESSION_MAX_BUILD_ID + 4;
-	assert_int_equal(read_id(&file, sizeof(file), id), 0);
+	assert_broken(&file, sizeof(file), "its build-id is too long");
 }
 
 /* A file of which some pages were evicted: nothing is brought in, and no id is made up of what is left. */
@@ -184,17 +223,18 @@ static void test_only_resident(void **state)
 	file.image.segment.p_offset = 4096 - 24;
 	memcpy((uint8_t *)&file + 4096 - 24, &file.image.note, 12 + 4 + 20);
 	assert_int_equal(write(fd, &file, sizeof(file)), sizeof(file));
-	assert_int_equal(pf_elf_id_read(fd, id), 20);
+	assert_int_equal(pf_elf_id_read(fd, id, &broken), 20);
 	assert_int_equal(fsync(fd), 0);
 	assert_int_equal(posix_fadvise(fd, 0, 0, POSIX_FADV_DONTNEED), 0);
 	assert_int_equal(posix_fadvise(fd, 0, 0, POSIX_FADV_RANDOM), 0);
 	assert_int_equal(pread(fd, id, 1, 0), 1);
 	assert_true(pf_residency_possible(fd, 0, 1));
 	assert_false(pf_residency_possible(fd, 1, 1));
-	assert_int_equal(pf_elf_id_read(fd, id), 0);
+	assert_int_equal(pf_elf_id_read(fd, id, &broken), 0);
+	assert_null(broken);
 	assert_false(pf_residency_possible(fd, 1, 1));
 	assert_int_equal(posix_fadvise(fd, 0, 0, POSIX_FADV_DONTNEED), 0);
-	assert_int_equal(pf_elf_id_read(fd, id), 0);
+	assert_int_equal(pf_elf_id_read(fd, id, &broken), 0);
 	assert_false(pf_residency_possible(fd, 0, 2));
 	close(fd);
 }

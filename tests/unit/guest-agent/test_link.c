@@ -28,6 +28,7 @@ static PfConversation *conversation;
 static PfLink way;
 static LittleHost host;
 static int peer, open_result, n_opened, n_lines;
+static char opened[1024]; /* path of the port that was opened last */
 
 /* open_result, or a port when that is 0. */
 int __wrap_pf_channel_open(const char *path)
@@ -35,6 +36,8 @@ int __wrap_pf_channel_open(const char *path)
 	int fds[2], size = 4096;
 
 	n_opened++;
+	assert_true(strlen(path) < sizeof(opened));
+	strcpy(opened, path);
 	if (open_result < 0)
 		return open_result;
 	if (peer >= 0)
@@ -54,6 +57,7 @@ void __wrap_pf_log(PfLogLevel level, const char *format, ...)
 
 static int setup(void **state)
 {
+	char wanted[] = "/port"; /* is gone when it is looked for */
 	static PfObserved observed[N_PAGES];
 	const PfFileKey key = {PF_SOURCE_FILE, 1, 1};
 	const PfFileStamp stamp = {.size = N_PAGES * PF_PAGE_SIZE};
@@ -64,16 +68,17 @@ static int setup(void **state)
 	pf_state_begin(&files, PF_CLASS_CACHE, true);
 	for (uint32_t i = 0; i < N_PAGES; i++)
 		observed[i] = (PfObserved){.file_page = i, .gfn = {1000 + i}};
-	if (pf_state_see(&files, &key, &stamp, "file", &file, &fresh) < 0 ||
+	if (pf_state_see(&files, &key, &stamp, 0, "file", &file, &fresh) < 0 ||
 		pf_file_commit(file, 0, N_PAGES, observed, N_PAGES) < 0)
 		return -1;
 	pf_state_end(&files);
 	conversation = pf_conversation_new(&files, &facts);
+	if (!conversation)
+		return -1;
 	little_host_init(&host);
 	peer = -1;
 	open_result = n_opened = n_lines = 0;
-	pf_link_init(&way, "/port", true, conversation);
-	return conversation ? 0 : -1;
+	return pf_link_init(&way, wanted, true, conversation);
 }
 
 static int teardown(void **state)
@@ -94,7 +99,7 @@ static int turn(int64_t now_ms)
 	int timeout = -1;
 
 	assert_int_equal(pf_link_tend(&way, now_ms), 0);
-	assert_int_equal(pf_link_prepare(&way, &polled, &timeout), 0);
+	assert_int_equal(pf_link_prepare(&way, &polled, &timeout, now_ms), 0);
 	assert_true(poll(&polled, 1, 0) >= 0);
 	return pf_link_dispatch(&way, &polled, now_ms);
 }
@@ -205,11 +210,42 @@ static void test_other_port(void **state)
 	host_says_hello(1, 64);
 	settle(0);
 	assert_true(pf_conversation_active(conversation));
-	pf_link_want(&way, "/other");
+	/* The same again is no other one. */
+	assert_int_equal(pf_link_want(&way, "/port"), 0);
+	assert_true(pf_conversation_active(conversation));
+	assert_int_equal(pf_link_want(&way, "/other"), 0);
 	assert_false(pf_conversation_active(conversation));
 	settle(1);
-	assert_string_equal(way.path, "/other");
+	assert_string_equal(pf_link_path(&way), "/other");
+	assert_string_equal(opened, "/other");
 	assert_int_equal(n_opened, 2);
+}
+
+/* Who wants a port need not keep its name. */
+static void test_copy(void **state)
+{
+	char wanted[] = "/port-of-a-configuration";
+
+	open_result = -ENOENT;
+	assert_int_equal(turn(0), 0);
+	assert_string_equal(opened, "/port");
+	assert_int_equal(pf_link_want(&way, wanted), 0);
+	memset(wanted, 'x', sizeof(wanted) - 1);
+	assert_int_equal(turn(5000), 0);
+	assert_string_equal(opened, "/port-of-a-configuration");
+}
+
+/* No name is cut, as the rest might be that of another file. */
+static void test_long_path(void **state)
+{
+	char wanted[sizeof(opened)];
+
+	memset(wanted, 'x', sizeof(wanted) - 1);
+	wanted[sizeof(wanted) - 1] = '\0';
+	assert_int_equal(pf_link_want(&way, wanted), 0);
+	assert_int_equal(turn(0), 0);
+	assert_string_equal(opened, wanted);
+	assert_string_equal(pf_link_path(&way), wanted);
 }
 
 /* The host's end is closed, and open again later. */
@@ -244,6 +280,29 @@ static void test_heard(void **state)
 	host_says_ack(1, 3);
 	settle(70000);
 	assert_true(pf_link_heard(&way, 70000));
+}
+
+/* Nothing waits for the host until now: it is given its time from now on, even when nobody has
+ * asked for long. */
+static void test_heard_after_a_rest(void **state)
+{
+	PfConversationCount count;
+	struct pollfd polled;
+	int timeout = -1;
+
+	settle(0);
+	host_says_hello(1, 64);
+	settle(0);
+	pf_conversation_count(conversation, &count);
+	assert_false(count.waiting);
+	assert_true(pf_link_heard(&way, 0));
+	files.scanned = true;
+	assert_int_equal(pf_link_prepare(&way, &polled, &timeout, 100000), 0);
+	pf_conversation_count(conversation, &count);
+	assert_true(count.waiting);
+	assert_true(pf_link_heard(&way, 100000));
+	assert_true(pf_link_heard(&way, 129999));
+	assert_false(pf_link_heard(&way, 130000));
 }
 
 /* One frame got lost on the way and is never acknowledged: that is no silence. */
@@ -283,8 +342,11 @@ int main(void)
 		cmocka_unit_test_setup_teardown(test_not_waited_for, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_busy, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_other_port, setup, teardown),
+		cmocka_unit_test_setup_teardown(test_copy, setup, teardown),
+		cmocka_unit_test_setup_teardown(test_long_path, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_host_comes_back, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_heard, setup, teardown),
+		cmocka_unit_test_setup_teardown(test_heard_after_a_rest, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_lost_frame, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_host_does_not_read, setup, teardown),
 	};

@@ -48,6 +48,14 @@ static const PfMount *find(const char *point)
 	return NULL;
 }
 
+/* Of no table: as the kernel's own. */
+static PfFsKind judge(dev_t device, bool by_root)
+{
+	const PfMount *mount = pf_mounts_find_device(mounts, device);
+
+	return mount ? pf_mounts_judge(mounts, mount, by_root) : PF_FS_OTHER;
+}
+
 static void test_lines(void **state)
 {
 	const PfMount *mount;
@@ -67,23 +75,87 @@ static void test_lines(void **state)
 	mount = find("/mnt/a b\t\n\\");
 	assert_non_null(mount);
 	assert_int_equal(mount->id, 30);
-	assert_string_equal(mount->type, "xfs");
 	assert_string_equal(mount->root, "/data");
 	assert_true(mount->device == makedev(8, 17));
 	assert_true(mount->block == makedev(8, 17));
-	assert_true(mount->local);
+	assert_int_equal(mount->kind, PF_FS_LOCAL);
 	assert_ptr_equal(pf_mounts_find(mounts, 30), mount);
 	assert_null(pf_mounts_find(mounts, 36));
 	assert_true(find("/srv")->block == 0);
 
-	assert_true(pf_mounts_is_local(mounts, makedev(254, 1)));
-	assert_true(pf_mounts_is_local(mounts, makedev(0, 41)));
-	assert_true(pf_mounts_is_local(mounts, makedev(0, 51)));
-	assert_false(pf_mounts_is_local(mounts, makedev(0, 21)));
-	assert_false(pf_mounts_is_local(mounts, makedev(0, 40)));
-	assert_false(pf_mounts_is_local(mounts, makedev(8, 33)));
-	assert_false(pf_mounts_is_local(mounts, makedev(0, 50)));
-	assert_false(pf_mounts_is_local(mounts, makedev(0, 99)));
+	assert_int_equal(judge(makedev(254, 1), false), PF_FS_LOCAL);
+	assert_int_equal(judge(makedev(0, 41), false), PF_FS_LOCAL);
+	assert_int_equal(judge(makedev(0, 51), false), PF_FS_LOCAL);
+	assert_true(judge(makedev(0, 21), true) != PF_FS_LOCAL);
+	assert_true(judge(makedev(0, 40), true) != PF_FS_LOCAL);
+	assert_true(judge(makedev(8, 33), true) != PF_FS_LOCAL);
+	assert_true(judge(makedev(0, 50), false) != PF_FS_LOCAL);
+	assert_true(judge(makedev(0, 99), true) != PF_FS_LOCAL);
+}
+
+/* A table, an overlay in it, and what it is when root has made it. */
+static void test_overlays(void **state)
+{
+	static const struct {
+		const char *options;
+		PfFsKind kind;
+	} cases[] = {
+		{"rw,lowerdir=/usr", PF_FS_LOCAL},
+		{"rw,lowerdir=/usr:/tmp/b,upperdir=/tmp/up,workdir=/tmp/w", PF_FS_LOCAL},
+		{"rw,lowerdir+=/usr,lowerdir+=/tmp/b,datadir+=/d", PF_FS_LOCAL},
+		{"rw,lowerdir=/usr::/tmp/data", PF_FS_LOCAL},
+		{"rw,lowerdir=/nfs/a:/usr", PF_FS_REMOTE},
+		{"rw,lowerdir=/usr,upperdir=/nfs/up,workdir=/nfs/w", PF_FS_REMOTE},
+		{"rw,lowerdir=/usr:/fuse/a", PF_FS_ANYBODYS},
+		{"rw,lowerdir=/nfs/a:/fuse/a", PF_FS_ANYBODYS},
+		{"rw,lowerdir=/usr,upperdir=/fuse", PF_FS_ANYBODYS},
+		{"rw,lowerdir+=/usr,lowerdir+=/fuse", PF_FS_ANYBODYS},
+		{"rw,lowerdir+=/usr,datadir+=/fuse/x", PF_FS_ANYBODYS},
+		{"rw,lowerdir=/fusel", PF_FS_LOCAL},
+		{"rw,lowerdir=/proc/x", PF_FS_ANYBODYS},
+		{"rw,lowerdir=usr", PF_FS_ANYBODYS},
+		{"rw,lowerdir=/usr:l/ABC", PF_FS_ANYBODYS},
+		{"rw,lowerdir=/usr/../fuse", PF_FS_ANYBODYS},
+		{"rw,upperdir=/usr", PF_FS_LOCAL},
+		{"rw", PF_FS_ANYBODYS},
+		{"rw,lowerdir", PF_FS_ANYBODYS},
+		/* Colons, commas and blanks in names. */
+		{"rw,lowerdir=/mnt/a\\134:b/x", PF_FS_REMOTE},
+		{"rw,lowerdir=/mnt/a\\054\\040b/x", PF_FS_REMOTE},
+		{"rw,lowerdir+=/mnt/a:b/x", PF_FS_REMOTE},
+		/* What is mounted later at the same place hides what was there. */
+		{"rw,lowerdir=/twice/x", PF_FS_ANYBODYS},
+		/* On another overlay, and on itself. */
+		{"rw,lowerdir=/merged/x", PF_FS_LOCAL},
+		{"rw,lowerdir=/test", PF_FS_ANYBODYS},
+	};
+	char text[2048];
+
+	for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+		snprintf(text, sizeof(text),
+			"1 0 8:1 / / rw - ext4 /dev/sda1 rw\n"
+			"2 1 0:30 / /tmp rw - tmpfs none rw\n"
+			"3 1 0:31 / /nfs rw - nfs server:/ rw\n"
+			"4 1 0:32 / /fuse rw - fuse none rw\n"
+			"5 1 0:33 / /proc rw - proc proc rw\n"
+			"6 1 0:34 / /mnt/a:b rw - 9p host rw\n"
+			"7 1 0:35 / /mnt/a,\\040b rw - virtiofs host rw\n"
+			"8 1 0:36 / /twice rw - tmpfs none rw\n"
+			"9 1 0:37 / /twice rw - fuse.x none rw\n"
+			"10 1 0:38 / /merged rw - overlay  rw,lowerdir=/usr:/tmp\n"
+			"11 1 0:50 / /test rw - overlay overlay %s\n",
+			cases[i].options);
+		parse(text);
+		if (judge(makedev(0, 50), true) != cases[i].kind)
+			fail_msg("%s: %d", cases[i].options, judge(makedev(0, 50), true));
+		/* Made in a user namespace it is anybody's. */
+		assert_int_equal(judge(makedev(0, 50), false), PF_FS_ANYBODYS);
+	}
+	assert_int_equal(judge(makedev(0, 30), false), PF_FS_LOCAL);
+	assert_int_equal(judge(makedev(0, 31), true), PF_FS_REMOTE);
+	assert_int_equal(judge(makedev(0, 31), false), PF_FS_ANYBODYS);
+	assert_int_equal(judge(makedev(0, 32), true), PF_FS_ANYBODYS);
+	assert_int_equal(judge(makedev(0, 33), true), PF_FS_OTHER);
 }
 
 static void test_malformed(void **state)
@@ -109,7 +181,7 @@ static void test_malformed(void **state)
 	parse("");
 	pf_mounts_all(mounts, &n);
 	assert_int_equal(n, 0);
-	assert_false(pf_mounts_is_local(mounts, makedev(254, 1)));
+	assert_true(judge(makedev(254, 1), true) != PF_FS_LOCAL);
 }
 
 static void test_long_line(void **state)
@@ -166,19 +238,20 @@ static void test_refresh(void **state)
 	assert_non_null(find(directory));
 	assert_int_equal(stat(directory, &st), 0);
 	assert_true(find(directory)->device == st.st_dev);
-	assert_true(pf_mounts_is_local(mounts, st.st_dev));
+	assert_int_equal(judge(st.st_dev, false), PF_FS_LOCAL);
 
 	assert_int_equal(umount(directory), 0);
 	assert_int_equal(rmdir(directory), 0);
 	assert_int_equal(pf_mounts_refresh(mounts), 0);
 	assert_null(find(directory));
-	assert_false(pf_mounts_is_local(mounts, st.st_dev));
+	assert_true(judge(st.st_dev, true) != PF_FS_LOCAL);
 }
 
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test_setup_teardown(test_lines, setup, teardown),
+		cmocka_unit_test_setup_teardown(test_overlays, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_malformed, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_long_line, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_again, setup, teardown),

@@ -20,6 +20,19 @@
 
 #define TIMEOUT_MS 1000 /* worker_clock.h says when it passes */
 
+int __real_fstat64(int fd, struct stat *st);
+int __wrap_fstat64(int fd, struct stat *st);
+
+static int fstat_error; /* 0: none */
+
+int __wrap_fstat64(int fd, struct stat *st)
+{
+	if (fstat_error == 0)
+		return __real_fstat64(fd, st);
+	errno = fstat_error;
+	return -1;
+}
+
 static char path[64];
 static int file_fd;
 
@@ -61,6 +74,8 @@ static void wait_for_left(const PfWorker *worker, size_t n)
 	assert_int_equal(pf_worker_left(worker), n);
 }
 
+static const char *broken;
+
 static void assert_opens(PfWorker *worker)
 {
 	PfFound found;
@@ -77,7 +92,7 @@ static void assert_opens(PfWorker *worker)
 	assert_memory_equal(&found.stamp.ctime, &st.st_ctim, sizeof(st.st_ctim));
 	assert_int_equal(fcntl(found.fd, F_GETFL) & (O_ACCMODE | O_NOATIME), O_RDONLY | O_NOATIME);
 	assert_int_equal(fcntl(found.fd, F_GETFD), FD_CLOEXEC);
-	assert_int_equal(pf_opening_build_id(worker, found.fd, (uint8_t[64]){0}), 0);
+	assert_int_equal(pf_opening_build_id(worker, found.fd, (uint8_t[64]){0}, &broken), 0);
 	assert_int_equal(pf_opening_close(worker, found.fd), 0);
 	assert_int_equal(fcntl(found.fd, F_GETFD), -1);
 }
@@ -140,6 +155,53 @@ static void test_not_there(void **state)
 	pf_worker_free(worker);
 }
 
+/* What the file's server says is never mistaken for trouble of our own. */
+static void test_errors_of_others(void **state)
+{
+	static const int errors[] = {ENOMEM, EMFILE, EAGAIN, EBUSY, ETIMEDOUT, EPERM};
+	PfWorker *worker = worker_new();
+	unsigned n = count_fds();
+	PfFound found;
+
+	for (size_t i = 0; i < 2 * sizeof(errors) / sizeof(errors[0]); i++) {
+		int r;
+
+		fstat_error = errors[i / 2];
+		r = pf_opening_open(i % 2 ? worker : NULL, path, &found);
+		fstat_error = 0;
+		assert_int_equal(r, PF_OPENING_E_FAILED);
+	}
+	assert_int_equal(count_fds(), n);
+	pf_worker_free(worker);
+}
+
+static bool refuse(void *userdata, int path_fd)
+{
+	assert_ptr_equal(userdata, path);
+	assert_true((fcntl(path_fd, F_GETFL) & O_PATH) != 0);
+	return false;
+}
+
+/* Nothing is asked before the check. */
+static void test_refused(void **state)
+{
+	LittleFuse *fuse = little_fuse_new(4);
+	unsigned n = count_fds(), n_asked;
+	PfFound found;
+	char link[64];
+	int fd = open(little_fuse_file(fuse), O_RDONLY | O_CLOEXEC);
+
+	assert_true(fd >= 0);
+	snprintf(link, sizeof(link), "/proc/self/fd/%d", fd);
+	n_asked = little_fuse_requests(fuse);
+	assert_int_equal(
+		pf_opening_open_checked(NULL, link, refuse, path, &found), PF_OPENING_E_REFUSED);
+	assert_int_equal(little_fuse_requests(fuse), n_asked);
+	close(fd);
+	assert_int_equal(count_fds(), n);
+	little_fuse_free(fuse);
+}
+
 /* A mapped file that has no name any more. */
 static void test_deleted(void **state)
 {
@@ -169,10 +231,11 @@ static void test_build_id(void **state)
 	int size;
 
 	assert_int_equal(pf_opening_open(worker, "/proc/self/exe", &found), PF_OPENING_OK);
-	size = pf_opening_build_id(NULL, found.fd, here);
+	size = pf_opening_build_id(NULL, found.fd, here, &broken);
 	assert_in_range(size, 8, PF_SESSION_MAX_BUILD_ID);
-	assert_int_equal(pf_opening_build_id(worker, found.fd, there), size);
+	assert_int_equal(pf_opening_build_id(worker, found.fd, there, &broken), size);
 	assert_memory_equal(here, there, (size_t)size);
+	assert_null(broken);
 	close(found.fd);
 	pf_worker_free(worker);
 	assert_int_equal(count_fds(), n);
@@ -230,7 +293,7 @@ static void test_many_silent_servers(void **state)
 	assert_int_equal(pf_opening_open(worker, path, &found), -EBUSY);
 	/* Not even a descriptor is copied, and closed: that would ask the server. */
 	little_fuse_hold(fuse, FUSE_FLUSH);
-	assert_int_equal(pf_opening_build_id(worker, silent_fd, (uint8_t[64]){0}), -EBUSY);
+	assert_int_equal(pf_opening_build_id(worker, silent_fd, (uint8_t[64]){0}, &broken), -EBUSY);
 	little_fuse_hold(fuse, FUSE_STATFS);
 	close(silent_fd);
 	assert_int_equal(pf_opening_close(worker, file_fd), -EBUSY);
@@ -282,6 +345,8 @@ int main(void)
 		cmocka_unit_test_setup_teardown(test_unwanted, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_pipe, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_not_there, setup, teardown),
+		cmocka_unit_test_setup_teardown(test_errors_of_others, setup, teardown),
+		cmocka_unit_test_setup_teardown(test_refused, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_deleted, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_build_id, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_fuse_is_left_alone, setup, teardown),

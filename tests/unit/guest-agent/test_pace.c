@@ -42,6 +42,8 @@ static int64_t do_next(uint64_t cpu_us, int64_t now_ms)
 		now_ms = turn.due_ms;
 	if (turn.work == PF_WORK_LOOK)
 		assert_true(pf_pace_take(&pace, pids, now_ms) > 0);
+	else
+		pf_pace_begin(&pace, turn.class, now_ms);
 	pf_pace_done(&pace, &turn, cpu_us, now_ms);
 	return now_ms;
 }
@@ -200,6 +202,81 @@ static void test_lost(void **state)
 	expect_pass(PF_CLASS_MAPPED, PF_PACE_EVENT, now + PF_PACE_SECOND_LOOK_MS, now + 1000);
 }
 
+/* What is wanted while a pass is made is made after it. */
+static void test_wanted_during_pass(void **state)
+{
+	int64_t now = do_next(0, START) + 60000, lost;
+	PfTurn turn = pf_pace_next(&pace, now);
+
+	assert_int_equal(turn.reason, PF_PACE_ROUTINE);
+	pf_pace_begin(&pace, turn.class, now);
+	assert_int_equal(pf_pace_next(&pace, now).due_ms, PF_PACE_NEVER);
+	lost = now + 1000;
+	pf_pace_lost(&pace, lost);
+	/* It lasts longer than they need to load their libraries. */
+	now += 5000;
+	pf_pace_done(&pace, &turn, 0, now);
+	expect_pass(PF_CLASS_MAPPED, PF_PACE_EVENT, lost + PF_PACE_SECOND_LOOK_MS, now);
+	now = do_next(0, now);
+	expect_pass(PF_CLASS_MAPPED, PF_PACE_ROUTINE, now + 60000, now);
+	pf_pace_begin(&pace, PF_CLASS_MAPPED, now);
+	pf_pace_ended(&pace, 1, now);
+	pf_pace_done(&pace, &turn, 0, now + 1);
+	expect_pass(PF_CLASS_MAPPED, PF_PACE_EVENT, now + 15000, now + 1);
+}
+
+/* A pass that begins before they have done that does not do for them. */
+static void test_too_early_for_lost(void **state)
+{
+	int64_t now = do_next(0, START) + 60000;
+
+	pf_pace_lost(&pace, now - 100);
+	expect_pass(PF_CLASS_MAPPED, PF_PACE_ROUTINE, START + 60000, now);
+	do_next(0, now);
+	expect_pass(PF_CLASS_MAPPED, PF_PACE_EVENT, now - 100 + PF_PACE_SECOND_LOOK_MS, now);
+	now = do_next(0, now);
+	expect_pass(PF_CLASS_MAPPED, PF_PACE_ROUTINE, now + 60000, now);
+}
+
+static void give_up(uint64_t cpu_us, int64_t now_ms)
+{
+	PfTurn turn = pf_pace_next(&pace, now_ms);
+	pid_t pids[PF_PACE_MAX_PENDING];
+
+	assert_true(turn.due_ms <= now_ms);
+	if (turn.work == PF_WORK_LOOK)
+		assert_true(pf_pace_take(&pace, pids, now_ms) > 0);
+	else
+		pf_pace_begin(&pace, turn.class, now_ms);
+	pf_pace_given_up(&pace, &turn, cpu_us, now_ms);
+}
+
+static void test_given_up(void **state)
+{
+	int64_t now = START;
+
+	/* The first pass stays the first. */
+	give_up(1000000, now);
+	assert_int_equal(pace.n_passes[PF_CLASS_MAPPED], 0);
+	expect_pass(PF_CLASS_MAPPED, PF_PACE_ASKED, START, now);
+	now = do_next(0, now) + 60000;
+	/* What the guest pays is paid. */
+	give_up(150000, now);
+	expect_pass(PF_CLASS_MAPPED, PF_PACE_ROUTINE, now + 150000, now);
+	now = do_next(0, now);
+	/* Processes that were not come to are found by a pass. */
+	pf_pace_started(&pace, (pid_t[]){10, 11}, 2, now - PF_PACE_FIRST_LOOK_MS);
+	give_up(0, now);
+	expect_pass(PF_CLASS_MAPPED, PF_PACE_EVENT, now + PF_PACE_SECOND_LOOK_MS, now);
+	/* A class that was switched off meanwhile is not wanted any more. */
+	pf_pace_ask(&pace, now);
+	pf_pace_begin(&pace, PF_CLASS_MAPPED, now);
+	pf_pace_switch_off(&pace, PF_CLASS_MAPPED);
+	pf_pace_given_up(
+		&pace, &(PfTurn){PF_WORK_PASS, PF_CLASS_MAPPED, PF_PACE_ASKED, now}, 0, now);
+	assert_int_equal(pf_pace_next(&pace, now).work, PF_WORK_NONE);
+}
+
 static void test_ended(void **state)
 {
 	int64_t now = do_next(0, START);
@@ -228,6 +305,8 @@ static void test_storm(void **state)
 		if (turn.due_ms <= now) {
 			if (turn.work == PF_WORK_LOOK)
 				pf_pace_take(&pace, pids, now);
+			else
+				pf_pace_begin(&pace, turn.class, now);
 			pf_pace_done(&pace, &turn, 40000, now);
 			spent_us += 40000;
 		}
@@ -275,6 +354,9 @@ int main(void)
 		cmocka_unit_test_setup(test_looks_go_first, setup),
 		cmocka_unit_test_setup(test_too_many, setup),
 		cmocka_unit_test_setup(test_lost, setup),
+		cmocka_unit_test_setup(test_wanted_during_pass, setup),
+		cmocka_unit_test_setup(test_too_early_for_lost, setup),
+		cmocka_unit_test_setup(test_given_up, setup),
 		cmocka_unit_test_setup(test_ended, setup),
 		cmocka_unit_test_setup(test_storm, setup),
 		cmocka_unit_test_setup(test_hash_limit, setup),

@@ -69,7 +69,7 @@ static PfFile *see(ino_t inode, time_t mtime)
 	bool fresh;
 
 	name[4] = (char)('0' + inode);
-	assert_int_equal(pf_state_see(&files, &key, &stamp, name, &file, &fresh), 0);
+	assert_int_equal(pf_state_see(&files, &key, &stamp, 0, name, &file, &fresh), 0);
 	return file;
 }
 
@@ -253,7 +253,7 @@ static void see_device(uint8_t contents)
 	bool fresh;
 
 	pf_state_begin(&files, PF_CLASS_BUFFERS, true);
-	assert_int_equal(pf_state_see(&files, &key, &stamp, "block:vda", &file, &fresh), 0);
+	assert_int_equal(pf_state_see(&files, &key, &stamp, 0, "block:vda", &file, &fresh), 0);
 	for (uint32_t i = 0; i < 4; i++)
 		observe(i, i, 1000 + i);
 	observed[2].digest.bytes[1] = contents;

@@ -423,6 +423,48 @@ static void test_unwanted_files(void **state)
 	close(fd);
 }
 
+/* Whose times change in each look is hashed when they do not. */
+static void test_restless_file(void **state)
+{
+	static const uint64_t n_hashed[] = {10, 10, 0, 0};
+	uint8_t *map = map_pages(file_fd, PROT_READ, MAP_SHARED, 0, 10);
+
+	pass(PF_CLASS_MAPPED);
+	for (time_t i = 1; i < 4; i++) {
+		const struct timespec times[2] = {{.tv_sec = i}, {.tv_sec = i}};
+
+		assert_int_equal(futimens(file_fd, times), 0);
+		assert_int_equal(look_at(getpid()).n_hashed, n_hashed[i]);
+		assert_int_equal(n_reportable(file_fd), n_hashed[i]);
+	}
+	assert_int_equal(look_at(getpid()).n_hashed, 0);
+	assert_int_equal(look_at(getpid()).n_hashed, 10);
+	assert_int_equal(n_reportable(file_fd), 10);
+	unmap(map, 10);
+}
+
+/* Of an owner who has enough files nothing more is found, in whatever class; of root it is. */
+static void test_full_owner(void **state)
+{
+	uint8_t *map = map_pages(file_fd, PROT_READ, MAP_SHARED, 0, 10);
+
+	assert_int_equal(fchown(file_fd, 65534, 65534), 0);
+	for (unsigned i = 0; i < PF_OWNERS_MAX_FILES; i++)
+		assert_int_equal(pf_owners_add(&files.owners, 65534), 0);
+	pass(PF_CLASS_MAPPED);
+	assert_null(find(file_fd));
+	pass(PF_CLASS_CACHE);
+	assert_null(find(file_fd));
+	assert_true(files.n_left_out[PF_CLASS_MAPPED] >= 1);
+	assert_int_equal(files.n_left_out[PF_CLASS_CACHE], 1);
+	assert_int_equal(fchown(file_fd, 0, 0), 0);
+	pass(PF_CLASS_MAPPED);
+	assert_int_equal(n_reportable(file_fd), 10);
+	pass(PF_CLASS_CACHE);
+	assert_int_equal(n_reportable(file_fd), N_PAGES);
+	unmap(map, 10);
+}
+
 /* In memory, and mapped by nobody. */
 static void test_cache(void **state)
 {
@@ -458,6 +500,12 @@ static void test_other_classes(void **state)
 	assert_int_equal(pf_scanner_left_behind(scanner), 0);
 }
 
+/* Programs and libraries are read in as they are used: what a look hashes must be what a test has changed. */
+static int read_everything_in(void **state)
+{
+	return mlockall(MCL_CURRENT);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -472,9 +520,11 @@ int main(void)
 		cmocka_unit_test_setup_teardown(test_given_up, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_other_ram, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_unwanted_files, setup, teardown),
+		cmocka_unit_test_setup_teardown(test_restless_file, setup, teardown),
+		cmocka_unit_test_setup_teardown(test_full_owner, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_cache, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_other_classes, setup, teardown),
 	};
 
-	return cmocka_run_group_tests(tests, NULL, NULL);
+	return cmocka_run_group_tests(tests, read_everything_in, NULL);
 }

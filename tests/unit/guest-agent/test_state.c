@@ -39,7 +39,7 @@ static PfFile *see_source(PfSource source, ino_t inode, int64_t pages, time_t mt
 	PfFile *file;
 	bool is_fresh;
 
-	assert_int_equal(pf_state_see(&files, &key, &stamp, "file", &file, &is_fresh), 0);
+	assert_int_equal(pf_state_see(&files, &key, &stamp, 0, "file", &file, &is_fresh), 0);
 	assert_int_equal(is_fresh, fresh);
 	return file;
 }
@@ -135,7 +135,7 @@ static void test_keys(void **state)
 			.device = i & 2,
 			.inode = i & 4};
 
-		assert_int_equal(pf_state_see(&files, &key, &stamp, "x", &again, &fresh), 0);
+		assert_int_equal(pf_state_see(&files, &key, &stamp, 0, "x", &again, &fresh), 0);
 		assert_int_equal(fresh, i < 8);
 		if (i < 8)
 			seen[i] = again;
@@ -170,7 +170,7 @@ static void test_page_moved_and_gone(void **state)
 	/* Evicted pages keep their digests: they are not hashed again when they come back. */
 	assert_int_equal(pf_file_find(file, 0)->gfn, 0);
 	assert_int_equal(pf_file_find(file, 3)->digest.bytes[0], 3);
-	assert_int_equal(count().n_idle_pages, 2);
+	assert_int_equal(file->n_idle, 2);
 }
 
 static void test_file_changed(void **state)
@@ -194,7 +194,10 @@ static void test_file_changed(void **state)
 	assert_int_equal(pf_file_find(file, 0)->digest.bytes[1], 1);
 
 	begin(PF_CLASS_CACHE);
-	see(1, 11, 2, true);
+	/* Changed again at once: its build-id is to be read when it has come to rest. */
+	see(1, 11, 2, false);
+	assert_int_equal(file->n_pages, 11);
+	assert_null(pf_file_find(file, 0));
 }
 
 static void test_file_vanished(void **state)
@@ -298,6 +301,37 @@ static void test_unmapped_part(void **state)
 	assert_int_equal(file->mapped.n, 2);
 	end();
 	assert_int_equal(file->n_reportable, 3);
+}
+
+/* A look at some processes that shows nothing new is nothing to tell; a complete pass is. */
+static void test_nothing_new(void **state)
+{
+	PfFile *file;
+
+	begin(PF_CLASS_MAPPED);
+	file = see_mapped(1, 10, true, 0, 4);
+	commit(file, 0, 100, 4, 0);
+	end();
+	tell(file);
+	files.scanned = false;
+	pf_state_begin(&files, PF_CLASS_MAPPED, false);
+	commit(see_mapped(1, 10, false, 0, 4), 0, 100, 4, 0);
+	end();
+	assert_false(files.scanned);
+	pf_state_begin(&files, PF_CLASS_MAPPED, false);
+	commit(see_mapped(1, 10, false, 0, 4), 0, 200, 4, 0);
+	end();
+	assert_true(files.scanned);
+	tell(file);
+	files.scanned = false;
+	begin(PF_CLASS_MAPPED);
+	commit(see_mapped(1, 10, false, 0, 4), 0, 200, 4, 0);
+	end();
+	assert_true(files.scanned);
+	/* It is still to be told when another look follows. */
+	pf_state_begin(&files, PF_CLASS_MAPPED, false);
+	end();
+	assert_true(files.scanned);
 }
 
 /* A pass over some processes only adds. */
@@ -573,6 +607,7 @@ int main(void)
 		cmocka_unit_test_setup_teardown(test_empty_file, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_two_classes, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_unmapped_part, setup, teardown),
+		cmocka_unit_test_setup_teardown(test_nothing_new, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_partial, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_cancelled, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_drop_class, setup, teardown),

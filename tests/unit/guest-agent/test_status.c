@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 /* What the status says in its two forms, and how it gets from the agent to who asks: with an agent
  * that answers in full, in part, in rubbish, not at all, and with none. */
-#include "guest-agent/status.h"
+#include "guest-agent/status_server.h"
+#include "guest-agent/status_show.h"
 #include "pagefusion-version.h"
 #include <errno.h>
 #include <fcntl.h>
@@ -113,7 +114,7 @@ static void json_has_every_number(void **state)
 		"\"started\":1700002500,\"port\":\"/dev/vport0p1\",\"connected\":true,"
 		"\"session\":true,\"since\":1700009820,\"sessions\":2,\"bytes_sent\":1572864,"
 		"\"frames_sent\":12,\"frames_acknowledged\":11,\"process_events\":true,"
-		"\"new_processes\":312,\"hashed_pages\":9000,\"left_behind\":0,\"cpu_us\":1500000,"
+		"\"new_processes\":312,\"hashed_pages\":9000,\"left_behind\":0,\"left_out\":0,\"cpu_us\":1500000,"
 		"\"rss_anon_kib\":3174,\"rss_file_kib\":2048,\"classes\":{"
 		"\"mapped\":{\"on\":true,\"impossible\":null,\"passes\":126,\"ended\":1700009958,"
 		"\"duration_ms\":21,\"cpu_us\":18500,\"hashed_pages\":3,\"files\":71,"
@@ -170,6 +171,9 @@ static void text_says_what_to_do(void **state)
 	assert_says(&status, "Programs: are found by the next pass only");
 	status.n_left_behind = 2;
 	assert_says(&status, " Trouble: 2 files did not answer");
+	status.n_left_out = 300;
+	assert_says(&status,
+		"\n Trouble: 300 files are left out, as their owners have too many others\n");
 }
 
 /* A clock that was set back, and times of every length. */

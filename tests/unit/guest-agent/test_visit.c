@@ -3,6 +3,7 @@
 #include "guest-agent/find/look.h"
 #include "visited_file.h"
 #include "common/digest.h"
+#include "common/log.h"
 #include <errno.h>
 #include <fcntl.h>
 #include <sys/mman.h>
@@ -26,11 +27,17 @@ int __wrap_mincore(void *address, size_t size, unsigned char *resident);
 int __real_pf_hasher_page(PfHasher *hasher, const void *page, PfDigest *digest);
 int __wrap_pf_hasher_page(PfHasher *hasher, const void *page, PfDigest *digest);
 
+static int mincore_error; /* 0: none */
+
 int __wrap_mincore(void *address, size_t size, unsigned char *resident)
 {
 	void (*act)(uint8_t *) = after_mincore;
 	int r = __real_mincore(address, size, resident);
 
+	if (mincore_error != 0) {
+		errno = mincore_error;
+		return -1;
+	}
 	after_mincore = NULL;
 	if (act)
 		act(resident);
@@ -45,6 +52,15 @@ int __wrap_pf_hasher_page(PfHasher *hasher, const void *page, PfDigest *digest)
 	if (act)
 		act();
 	return __real_pf_hasher_page(hasher, page, digest);
+}
+
+static unsigned n_warnings;
+
+void __wrap_pf_log(PfLogLevel level, const char *format, ...);
+
+void __wrap_pf_log(PfLogLevel level, const char *format, ...)
+{
+	n_warnings += level == PF_LOG_WARNING;
 }
 
 static int setup(void **state)
@@ -191,6 +207,8 @@ static void test_truncated_before_the_touch(void **state)
 	assert_int_equal(visited_file_visit(&v, NULL), 0);
 	assert_int_equal(n_known(), 5);
 	visited_file_assert_page(&v, 4, 1);
+	/* It is no trouble of the disk. */
+	assert_int_equal(n_warnings, 0);
 }
 
 static void cut_and_write_again(void)
@@ -261,6 +279,20 @@ static void test_other_ram(void **state)
 }
 
 /* A file that cannot be mapped is left as it is. */
+/* What the kernel or the file's server says is no trouble of ours. */
+static void test_no_memory_for_its_window(void **state)
+{
+	static const int errors[] = {ENOMEM, EAGAIN, EMFILE, EIO};
+
+	for (size_t i = 0; i < sizeof(errors) / sizeof(errors[0]); i++) {
+		mincore_error = errors[i];
+		assert_int_equal(visited_file_visit(&v, NULL), 0);
+	}
+	mincore_error = 0;
+	assert_int_equal(visited_file_visit(&v, NULL), 0);
+	assert_int_equal(n_known(), N_PAGES);
+}
+
 static void test_unreadable(void **state)
 {
 	int readable = v.fd;
@@ -293,6 +325,7 @@ int main(void)
 		cmocka_unit_test_setup_teardown(test_shrunk, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_given_up, setup_many, teardown),
 		cmocka_unit_test_setup_teardown(test_other_ram, setup, teardown),
+		cmocka_unit_test_setup_teardown(test_no_memory_for_its_window, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_unreadable, setup, teardown),
 	};
 

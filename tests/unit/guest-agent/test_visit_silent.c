@@ -2,6 +2,7 @@
 /* Visits files whose server keeps silent, or whose medium fails. */
 #include "visited_file.h"
 #include "little_fuse.h"
+#include "common/log.h"
 #include "guest-agent/find/guard.h"
 #include <errno.h>
 #include <fcntl.h>
@@ -38,11 +39,21 @@ int __wrap_mincore(void *address, size_t size, unsigned char *resident)
 	return r;
 }
 
+static unsigned n_warnings;
+
+void __wrap_pf_log(PfLogLevel level, const char *format, ...);
+
+void __wrap_pf_log(PfLogLevel level, const char *format, ...)
+{
+	n_warnings += level == PF_LOG_WARNING;
+}
+
 static int setup(void **state)
 {
 	PfFileKey key = {.source = PF_SOURCE_FILE};
 	PfFileStamp stamp = {.size = N_PAGES * PF_PAGE_SIZE};
 
+	n_warnings = 0;
 	if (visited_file_open(&v, PF_SOURCE_FILE, N_PAGES) < 0)
 		return -1;
 	fuse = little_fuse_new(N_PAGES);
@@ -222,19 +233,24 @@ static void test_too_many(void **state)
 	pf_worker_free(worker);
 }
 
+/* Which is said once. */
 static void test_medium_fails(void **state)
 {
 	PfWorker *worker = worker_new();
 
 	read_some();
+	assert_int_equal(visit(worker), 0);
+	assert_int_equal(n_warnings, 0);
 	little_fuse_fail(fuse);
 	pretend = 5;
 	assert_int_equal(visit(worker), 0);
 	assert_int_equal(silent->n_reportable, N_PAGES / 4);
+	assert_int_equal(n_warnings, 1);
 	pretend = 6;
 	assert_int_equal(visit(NULL), 0);
 	assert_int_equal(silent->n_reportable, N_PAGES / 4);
 	assert_null(pf_file_find(silent, 5));
+	assert_int_equal(n_warnings, 1);
 	pf_worker_free(worker);
 }
 

@@ -127,6 +127,35 @@ static void test_one_thread_for_all(void **state)
 	pf_worker_free(worker);
 }
 
+int __real_pthread_create(
+	pthread_t *thread, const pthread_attr_t *attributes, void *(*run)(void *), void *data);
+int __wrap_pthread_create(
+	pthread_t *thread, const pthread_attr_t *attributes, void *(*run)(void *), void *data);
+
+static int create_error; /* 0: none */
+
+int __wrap_pthread_create(
+	pthread_t *thread, const pthread_attr_t *attributes, void *(*run)(void *), void *data)
+{
+	return create_error ? create_error : __real_pthread_create(thread, attributes, run, data);
+}
+
+/* Users can have so many processes that there are none left for us: the job is not begun. */
+static void test_no_thread(void **state)
+{
+	static const int errors[] = {EAGAIN, ENOMEM};
+	PfJob job = {NULL, NULL};
+	PfWorker *worker;
+
+	assert_int_equal(pf_worker_new(&worker, 1000), 0);
+	for (size_t i = 0; i < 2; i++) {
+		create_error = errors[i];
+		assert_int_equal(pf_worker_run(worker, &job), -EBUSY);
+	}
+	create_error = 0;
+	pf_worker_free(worker);
+}
+
 static void test_left_behind(void **state)
 {
 	PfWorker *worker = worker_new(TIMEOUT_MS);
@@ -289,6 +318,7 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test_setup_teardown(test_one_thread_for_all, setup, teardown),
+		cmocka_unit_test(test_no_thread),
 		cmocka_unit_test_setup_teardown(test_left_behind, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_deadline, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_not_too_many, setup, teardown),

@@ -438,6 +438,27 @@ static void test_no_answer(void **state)
 	assert_shows(&other, T + 50 + PF_ADDITIONS_WAIT_S, PF_ADDITIONS_SILENT, T + 50);
 }
 
+/* The clock is set back by an hour: nothing is waited for until it is that late again. */
+static void test_clock_set_back(void **state)
+{
+	PfAdditions gone = {0}, hung = {0};
+	gint64 back = T - 3600;
+
+	pf_additions_port(&gone, TRUE, T);
+	pf_additions_answered(&gone, FALSE, T);
+	assert_shows(&gone, back, PF_ADDITIONS_CONNECTED, T);
+	pf_additions_port(&gone, FALSE, back + 100);
+	assert_shows(&gone, back + 100, PF_ADDITIONS_SILENT, back + 100);
+	assert_shows(&gone, back + 500, PF_ADDITIONS_SILENT, back + 100);
+
+	pf_additions_port(&hung, TRUE, T);
+	pf_additions_answered(&hung, FALSE, T);
+	pf_additions_asked(&hung, T + 1);
+	assert_shows(&hung, back + 100, PF_ADDITIONS_SILENT, back + 100);
+	pf_additions_answered(&hung, FALSE, back + 200);
+	assert_shows(&hung, back + 200, PF_ADDITIONS_CONNECTED, back + 200);
+}
+
 static void test_too_old(void **state)
 {
 	PfAdditions a = {0};
@@ -488,6 +509,7 @@ int main(void)
 		cmocka_unit_test(test_life),
 		cmocka_unit_test(test_late_port),
 		cmocka_unit_test(test_no_answer),
+		cmocka_unit_test(test_clock_set_back),
 		cmocka_unit_test(test_too_old),
 		cmocka_unit_test(test_versions),
 	};

@@ -36,6 +36,7 @@ static struct Shared {
 	gint n_reads;  /* of the definition of "runs" */
 	gint n_events; /* of its ports, that are to come */
 	Refuses refuses;
+	gint n_good;                 /* updates that are done before it refuses */
 	unsigned flags;              /* of the last update */
 	char device[1024];           /* of the last update */
 	char live[512], config[512]; /* drives; "": none */
@@ -91,7 +92,7 @@ int virDomainUpdateDeviceFlags(virDomainPtr handle, const char *device, unsigned
 	while (g_atomic_int_get(&shared->hangs))
 		g_usleep(1000);
 	own_error = NULL;
-	if (shared->refuses == NOTHING ||
+	if (shared->refuses == NOTHING || shared->n_good-- > 0 ||
 		(shared->refuses == LOCKED && flags & VIR_DOMAIN_DEVICE_MODIFY_FORCE)) {
 		g_strlcpy(shared->live, device, sizeof(shared->live));
 		return 0;
@@ -381,6 +382,32 @@ static void test_locked(void **state)
 		"libvirt cannot change the CD drive of VM runs: the image is on fire");
 }
 
+static void put_two_full_drives(void)
+{
+	g_snprintf(shared->live, sizeof(shared->live),
+		"<disk device='cdrom'><source file='%s'/><target dev='sda'/></disk>"
+		"<disk device='cdrom'><source file='%s'/><target dev='sdb'/></disk>",
+		broker_rig_iso, broker_rig_iso);
+}
+
+/* It is of that drive that is spoken, and what came out before is not lost sight of. */
+static void test_second_locked(void **state)
+{
+	Fixture *f = *state;
+	PfAdditionsChange change;
+
+	put_two_full_drives();
+	shared->refuses = LOCKED;
+	shared->n_good = 1;
+	expect_no_eject(f, "passing", G_IO_ERROR_NOT_SUPPORTED, "uses the CD in drive sdb:");
+	assert_int_equal(shared->n_updates, 2);
+	put_two_full_drives();
+	shared->refuses = NOTHING;
+	must_eject(f, "passing", FALSE, &change);
+	assert_change(&change, "sda", TRUE, TRUE, FALSE);
+	assert_int_equal(shared->n_updates, 4);
+}
+
 static void test_refusals(void **state)
 {
 	Fixture *f = *state;
@@ -417,7 +444,7 @@ static void test_image(void **state)
 
 	assert_int_equal(g_chmod(broker_rig_iso, 0646), 0);
 	expect_bad_iso(f, " can be written by others than root");
-	assert_int_equal(g_chmod(broker_rig_iso, 0664), 0);
+	assert_int_equal(g_chmod(broker_rig_iso, 01664), 0);
 	expect_bad_iso(f, " can be written by others than root");
 	assert_int_equal(g_chmod(broker_rig_iso, 0640), 0);
 	expect_bad_iso(f, " cannot be read by QEMU: chmod o+r it");
@@ -436,6 +463,49 @@ static void test_image(void **state)
 	/* Nobody waits for who would write to it. */
 	assert_int_equal(mkfifo(broker_rig_iso, 0644), 0);
 	expect_bad_iso(f, " is no file");
+}
+
+#define OPEN_PLACE " is in a directory that others than root can write to"
+
+/* Who can put another file in its place need not write to it. */
+static void test_place_of_image(void **state)
+{
+	Fixture *f = *state;
+	PfAdditionsChange change;
+
+	assert_int_equal(g_chmod(directory, 0757), 0);
+	expect_bad_iso(f, OPEN_PLACE);
+	assert_int_equal(g_chmod(directory, 0775), 0);
+	expect_bad_iso(f, OPEN_PLACE);
+	assert_int_equal(g_chmod(directory, 01777), 0);
+	must_insert(f, "off", &change);
+	assert_int_equal(g_chmod(directory, 0755), 0);
+	if (geteuid() == 0) {
+		shared->n_defines = 0;
+		assert_int_equal(chown(directory, 65534, 0), 0);
+		expect_bad_iso(f, OPEN_PLACE);
+	}
+}
+
+/* Nor who can put another link there, or another file in the place of what it leads to. */
+static void test_place_of_link(void **state)
+{
+	Fixture *f = *state;
+	g_autofree char *other = g_dir_make_tmp("pf-additions-XXXXXX", NULL);
+	g_autofree char *target = g_build_filename(other, "b.iso", NULL);
+	PfAdditionsChange change;
+
+	assert_int_equal(g_rename(broker_rig_iso, target), 0);
+	assert_int_equal(symlink(target, broker_rig_iso), 0);
+	assert_int_equal(g_chmod(directory, 0757), 0);
+	expect_bad_iso(f, OPEN_PLACE);
+	assert_int_equal(g_chmod(directory, 0755), 0);
+	assert_int_equal(g_chmod(other, 0757), 0);
+	expect_bad_iso(f, OPEN_PLACE);
+	assert_int_equal(g_chmod(other, 0755), 0);
+	must_insert(f, "off", &change);
+	assert_int_equal(g_remove(target), 0);
+	assert_int_equal(g_rmdir(other), 0);
 }
 
 /* One that is missing does not keep what is inserted. */
@@ -466,7 +536,6 @@ static void test_hung_qemu(void **state)
 {
 	Fixture *f = *state;
 	PfAdditionsChange change;
-	g_autoptr(GAsyncResult) first = NULL;
 	g_autoptr(GSource) tick = g_timeout_source_new(5);
 
 	put_empty_drives();
@@ -556,8 +625,11 @@ int main(void)
 		TEST(test_running),
 		TEST(test_eject_of_both),
 		TEST(test_locked),
+		TEST(test_second_locked),
 		TEST(test_refusals),
 		TEST(test_image),
+		TEST(test_place_of_image),
+		TEST(test_place_of_link),
 		TEST(test_eject_without_image),
 		TEST(test_hung_qemu),
 		TEST(test_port),

@@ -80,12 +80,13 @@ static void test_connecting_again_and_again(void **state)
 	assert_int_equal(count_logged(&log, "has to wait"), 0);
 	shim = connect_announced(rig);
 	wait_for_reason(rig, "connects again and again, and has to wait");
-	/* The newest is the one that is let in, a second later. */
+	/* The newest is the one that is let in, a second later; GLib puts timers of whole seconds together, a quarter of one
+	 * early at most. */
 	close(shim);
 	shim = connect_shim(rig, NOBODY);
 	say_hello(shim);
 	attach(rig, shim);
-	assert_in_range(g_get_monotonic_time() - begin, G_USEC_PER_SEC * 9 / 10, FAKE_WAIT_US);
+	assert_in_range(g_get_monotonic_time() - begin, G_USEC_PER_SEC * 3 / 4, FAKE_WAIT_US);
 	assert_int_equal(count_logged(&log, "has to wait"), 1);
 	end_capture(&log);
 	close(shim);
