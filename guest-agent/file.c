@@ -207,12 +207,8 @@ static bool is_whole(const PfFile *file)
 
 const PfPageRange *pf_file_cover(PfFile *file, size_t *n)
 {
-	if (pf_file_is_restless(file)) {
-		*n = 0;
-		return NULL;
-	}
-	if (is_whole(file)) {
-		*n = file->n_pages > 0;
+	if (pf_file_is_restless(file) || is_whole(file)) {
+		*n = !pf_file_is_restless(file) && file->n_pages > 0;
 		return &file->whole;
 	}
 	pf_page_ranges_normalise(&file->mapped, file->n_pages);

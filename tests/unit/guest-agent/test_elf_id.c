@@ -155,7 +155,7 @@ static void test_hostile(void **state)
 /* Only so many program headers are looked at: here the last one is the note's. */
 static void test_many_program_headers(void **state)
 {
-	struct {
+	struct ManySegments {
 		Elf64_Ehdr header;
 		Elf64_Phdr segments[65];
 		Elf64_Nhdr note;
@@ -167,7 +167,7 @@ static void test_many_program_headers(void **state)
 	file.note = image_new().note;
 	file.segments[64] = file.segments[63] = image_new().segment;
 	file.segments[64].p_offset = file.segments[63].p_offset =
-		(uint64_t)((char *)&file.note - (char *)&file);
+		offsetof(struct ManySegments, note);
 	file.header.e_phnum = 64;
 	assert_int_equal(read_id(&file, sizeof(file), id), 20);
 	file.header.e_phnum = 65;

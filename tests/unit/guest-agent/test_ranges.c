@@ -97,7 +97,7 @@ static void test_random(void **state)
 				ranges.items[k].first + ranges.items[k].n_pages <= page)
 				k++;
 			assert_int_equal(k < ranges.n && page >= ranges.items[k].first,
-				wanted[page] && page < end);
+				page < end && wanted[page]);
 		}
 		for (size_t k = 1; k < ranges.n; k++)
 			assert_true(ranges.items[k].first >
